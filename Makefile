@@ -1,0 +1,52 @@
+# No virtual environment to activate: every target makes .venv when it is missing or out of date.
+#   make demo    set up and run the main job on text that Python itself carries
+#   make test    set up and run the tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first interpreter that the package supports; `make PYTHON=/path/to/python3.11` chooses another.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help:
+	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
+	@echo 'make lint    style;  make format: mend it;  make bench: timings;  make clean: remove what these made'
+
+setup: $(STAMP)
+
+$(STAMP): setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo 'beam-prep needs Python 3.10, 3.11 or 3.12 with venv: install one, or make PYTHON=/path/to/it' >&2; exit 2; }
+	@echo 'Setting up $(VENV) with $(PYTHON) and the versions in constraints.txt (a minute or two) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/beam-prep demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.bench: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/throughput.py $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""The shuffle's one contract: steps exchange payloads, which are bytes or a place in a file.
+
+* Engine carrier: payloads are bytes and travel through the engine's own shuffle. Any number of machines.
+* File carrier: payloads are written below a work folder that all workers of one machine share, and only references
+  travel through the runner. Memory stays bounded, several processes share the work, and a killed run can go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from beam_prep import storage
+
+
+class FileSlice(NamedTuple):
+    """Bytes [offset, offset + size) of a file."""
+
+    path: str
+    offset: int
+    size: int
+
+
+Payload = bytes | FileSlice
+
+
+class Carrier(NamedTuple):
+    """Where payloads go. `work` is the shared folder of the file carrier, None for the engine's shuffle."""
+
+    work: str | None
+
+    @property
+    def is_files(self) -> bool:
+        """Whether payloads are kept in files."""
+        return self.work is not None
+
+    def put(self, name: str, parts: Iterable[bytes]) -> Payload:
+        """Keeps a payload. `name` must follow from the content's origin alone, so that a retry writes the same file."""
+        if self.work is None:
+            return b"".join(parts)
+        path = os.path.join(self.work, name)
+        size = 0
+        with storage.write_atomic(path, durable=False) as file:
+            for part in parts:
+                file.write(part)
+                size += len(part)
+        return FileSlice(path, 0, size)
+
+
+def load(payload: Payload) -> bytes:
+    """The bytes of a payload."""
+    if isinstance(payload, bytes):
+        return payload
+    with open(payload.path, "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), payload.size, payload.offset)
+        while len(data) < payload.size:  # one read returns at most 2 GiB
+            more = os.pread(file.fileno(), payload.size - len(data), payload.offset + len(data))
+            if not more:
+                raise OSError(f"{payload.path}: ends before byte {payload.offset + payload.size}")
+            data += more
+    return data
+
+
+def part(payload: Payload, offset: int, size: int) -> Payload:
+    """A part of a payload."""
+    if isinstance(payload, bytes):
+        return payload[offset : offset + size]
+    return FileSlice(payload.path, payload.offset + offset, size)
+
+
+def length(payload: Payload) -> int:
+    """Bytes of a payload."""
+    return len(payload) if isinstance(payload, bytes) else payload.size

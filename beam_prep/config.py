@@ -1,0 +1,323 @@
+"""The configuration: YAML in, checked pydantic models out, every error of a file at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from beam_prep.errors import ConfigError
+
+MIN_CHARS_FOR_LONG = 32_000
+"""Characters from which a document counts as long (`filter: {long: true}`, stage S3)."""
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "in", "not_in")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class FieldFilter(_Model):
+    """One comparison on a raw field, for instance `{field: int_score, ge: 3}`; a row that fails it is filtered.
+
+    A row that lacks the field (or holds null there) fails, unless `when_present` is set.
+    """
+
+    field: str = Field(min_length=1, description="Dotted path of the raw field.")
+    eq: Any = None
+    ne: Any = None
+    gt: float | str | None = None
+    ge: float | str | None = None
+    lt: float | str | None = None
+    le: float | str | None = None
+    in_: list[Any] | None = Field(None, alias="in")
+    not_in: list[Any] | None = None
+    when_present: bool = Field(False, description="Keep rows that do not have the field.")
+
+    @model_validator(mode="after")
+    def _some_comparison(self) -> FieldFilter:
+        if not self.comparisons():
+            raise ValueError(f"no comparison; give one of {', '.join(_COMPARISONS)}")
+        return self
+
+    def comparisons(self) -> dict[str, Any]:
+        """The comparisons that were given, by name (`in_` as `in`)."""
+        given = {name.rstrip("_"): getattr(self, name) for name in self.model_fields_set}
+        return {name: given[name] for name in _COMPARISONS if name in given}
+
+
+class Filter(_Model):
+    """What is kept of a source. Each criterion is a reason of its own in the ledger."""
+
+    min_chars: int | None = Field(None, ge=0, description="Least characters of the rendered text.")
+    max_chars: int | None = Field(None, ge=0, description="Most characters of the rendered text.")
+    min_tokens: int | None = Field(None, ge=0, description="Least tokens, the separator not counted.")
+    max_tokens: int | None = Field(None, ge=0, description="Most tokens, the separator not counted.")
+    long: bool = Field(False, description=f"At least {MIN_CHARS_FOR_LONG:,} characters.")
+    fields: list[FieldFilter] = Field(default_factory=list, description="Comparisons on raw fields.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        """`{field: f, ge: 3}` stands for `{fields: [{field: f, ge: 3}]}`; a list joins several mappings."""
+        if isinstance(value, list):
+            merged: dict[str, Any] = {}
+            for part in value:
+                part = cls._shorthand(part)
+                if not isinstance(part, dict):
+                    return value
+                for key, entry in part.items():
+                    if key == "fields":
+                        merged.setdefault("fields", []).extend(entry)
+                    else:
+                        merged[key] = entry
+            return merged
+        if isinstance(value, dict) and "field" in value:
+            inner = {k: v for k, v in value.items() if k in (*_COMPARISONS, "field", "when_present")}
+            outer = {k: v for k, v in value.items() if k not in inner}
+            return {**outer, "fields": [inner, *outer.get("fields", [])]}
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Filter:
+        for unit in ("chars", "tokens"):
+            low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{unit} {low} is above max_{unit} {high}: nothing would be kept")
+        return self
+
+    def over(self, default: Filter) -> Filter:
+        """This filter with a template's `default` criteria where it says nothing of its own."""
+        own = {name: getattr(self, name) for name in self.model_fields_set if name != "fields"}
+        named = {comparison.field for comparison in self.fields}
+        fields = [c for c in default.fields if c.field not in named] + list(self.fields)
+        base = {name: getattr(default, name) for name in default.model_fields_set if name != "fields"}
+        return Filter(**{**base, **own}, fields=fields)
+
+
+class Dataset(_Model):
+    """One source: where its records are, how they become text, how much of it is wanted."""
+
+    name: str = Field(description="Name in the ledger, the manifest and the sidecars.")
+    template: str | dict[str, Any] | None = Field(
+        None, description="A catalogue entry, a file (./my.yaml), module:function, or the mapping itself."
+    )
+    text_field: str | None = Field(None, min_length=1, description="Shorthand: the field that holds the text.")
+    input: list[str] = Field(description="A pattern or a list: local, gs://, s3://.", min_length=1)
+    epochs: float | None = Field(None, ge=0, le=1e6, description="How often each document is seen.")
+    weight: float | None = Field(None, gt=0, description="Share of the final tokens.")
+    filter: Filter = Field(default_factory=Filter)
+    max_rejects: float | None = Field(None, ge=0, le=1, description="Overrides the run's max_rejects.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not _NAME.match(value):
+            raise ValueError("use letters, digits, '.', '_' and '-' (it becomes part of file names)")
+        return value
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _exclusive(self) -> Dataset:
+        if (self.template is None) == (self.text_field is None):
+            raise ValueError("give either template or text_field (one of them)")
+        if self.epochs is not None and self.weight is not None:
+            raise ValueError("epochs and weight are two ways to say one thing; give one of them")
+        return self
+
+
+class Stage(_Model):
+    """One training stage: an output of its own, from the documents that fit it."""
+
+    name: str
+    context_length: int = Field(ge=2)
+    purposes: list[str] | None = Field(None, description="Catalogue purposes that take part; absent: all.")
+    datasets: dict[str, dict[str, float]] | list[str] | None = Field(
+        None, description="Sources that take part, by name, optionally each with its weight or epochs."
+    )
+    min_chars: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0)
+    total_tokens: float | None = Field(None, gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not _NAME.match(value):
+            raise ValueError("use letters, digits, '.', '_' and '-' (it becomes a folder)")
+        return value
+
+
+class Config(_Model):
+    """A whole run."""
+
+    tokenizer: str = Field("qwen3", min_length=1, description="Bundled name, Hub id, local folder or gs:// folder.")
+    tokenizer_backend: Literal["auto", "fastokens", "huggingface"] = "auto"
+    context_length: int = Field(32_768, ge=2, le=2**31, description="Tokens a sequence.")
+    seed: int = Field(0, ge=0, lt=2**63)
+    output: str = Field("out", min_length=1)
+    datasets: Annotated[list[Dataset], Field(min_length=1)]
+    splits: dict[str, float] | None = None
+    packing: Literal["concat", "best_fit"] = "concat"
+    tail: Literal["pad", "drop"] = "pad"
+    dedup: Literal["exact", "none"] = "exact"
+    max_rejects: float = Field(0.01, ge=0, le=1, description="Share of a source's records; above it the run fails.")
+    total_tokens: float | None = Field(None, gt=0)
+    max_epochs: float = Field(1.0, gt=0)
+    stages: Literal["qwen3"] | list[Stage] | None = None
+
+    @field_validator("datasets")
+    @classmethod
+    def _distinct(cls, value: list[Dataset]) -> list[Dataset]:
+        names = [dataset.name for dataset in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two datasets are called {twice[0]!r}; give each a name of its own")
+        return value
+
+
+_LATER = ("splits", "stages", "total_tokens", "packing", "max_epochs")
+"""Keys of the documented form that this version does not carry out yet; they are refused, never ignored."""
+
+
+def load_config(path: str, overrides: dict[str, Any] | None = None) -> Config:
+    """Reads and checks a configuration file (local or any file system that Beam knows).
+
+    Raises:
+      ConfigError: names the file, and for every error its line, its key and what to do.
+    """
+    text = _read_text(path)
+    return parse_config(text, path, overrides)
+
+
+def parse_config(text: str, name: str = "<configuration>", overrides: dict[str, Any] | None = None) -> Config:
+    """Checks the text of a configuration; see `load_config`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        duplicates = list(_duplicate_keys(node)) if node is not None else []
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: a configuration is a mapping with at least `datasets:`; see README.md")
+    problems = [f"line {line}: `{key}` is given twice; keep one" for key, line in duplicates]
+    raw = {**raw, **{key: value for key, value in (overrides or {}).items() if value is not None}}
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        problems += [_explain(item, node) for item in error.errors()]
+    else:
+        problems += _refused(config)
+        if not problems:
+            return config
+    plural = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+    raise ConfigError("\n".join([f"{name}: {plural}", *(f"  {p}" for p in problems)]))
+
+
+def _refused(config: Config) -> list[str]:
+    """What the models accept by form, but this version does not do."""
+    problems = []
+    for key in _LATER:
+        if getattr(config, key) != Config.model_fields[key].get_default(call_default_factory=True):
+            problems.append(f"`{key}` is not available in this version; remove it")
+    for index, dataset in enumerate(config.datasets):
+        if dataset.weight is not None:
+            problems.append(f"`datasets[{index}].weight` is not available in this version; use `epochs`")
+    return problems
+
+
+def _read_text(path: str) -> str:
+    try:
+        if "://" not in path:
+            return Path(path).read_text(encoding="utf-8")
+        from beam_prep.storage import read_bytes
+
+        return read_bytes(path).decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `beam-prep demo` runs without one") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; give the YAML file itself") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _duplicate_keys(node: yaml.Node):
+    """Yields (key, line) of every key that a mapping holds twice; YAML would silently keep the last one."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield key.value, key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _duplicate_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _duplicate_keys(value)
+
+
+def _line(node: yaml.Node | None, location: tuple) -> int | None:
+    """Line of the deepest node that `location` reaches."""
+    line = None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _explain(error: dict[str, Any], node: yaml.Node | None) -> str:
+    """One line for one pydantic error: place, key, what is wrong, what to do."""
+    location = tuple(part for part in error["loc"] if not _is_branch(part))
+    key = _dotted(location)
+    line = _line(node, location)
+    place = f"line {line}: " if line else ""
+    if error["type"] == "extra_forbidden":
+        unknown, known = str(location[-1]), _known_keys(location[:-1])
+        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"{place}unknown key `{key}`; {hint}"
+    if error["type"] == "missing":
+        return f"{place}`{key}` is missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (given: {str(given)[:60]!r})" if isinstance(given, (str, int, float, bool)) else ""
+    message = message[:1].lower() + message[1:]
+    return f"{place}`{key}`: {message}{shown}" if key else f"{place}{message}{shown}"
+
+
+def _is_branch(part: Any) -> bool:
+    """pydantic adds the name of a union's branch to a location; users did not write that."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "Stage", "dict", "list"))
+
+
+def _dotted(location: tuple) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
+
+
+def _known_keys(location: tuple) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        nested = {"datasets": Dataset, "filter": Filter, "fields": FieldFilter, "stages": Stage}.get(str(part))
+        model = nested or model
+    return [field.alias or name for name, field in model.model_fields.items()]

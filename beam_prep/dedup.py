@@ -1,0 +1,127 @@
+"""Deduplicate: equal ids meet in one key range; one document of each id is kept, and what is left is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from beam_prep import carrier as carriers
+from beam_prep.carrier import Payload
+from beam_prep.mix import KEY_BITS, copies
+from beam_prep.outputs import Output, member
+from beam_prep.runs import ENTRY, Run, entries_array, entry_ids
+
+KEY_RANGES = 64
+"""Parts of the key space that are deduplicated on their own; results do not depend on it."""
+
+DUPLICATE = np.dtype([("row", "<u4"), ("rank", "<u4")])
+"""A row of a run that is not the first of its id; `rank` counts from 1 in order of precedence."""
+
+
+class RunSlice(NamedTuple):
+    """The entries of a run that fall into one key range."""
+
+    run: str
+    source: int
+    first: int
+    """Row of the first entry within its run."""
+    entries: Payload
+
+
+class Duplicates(NamedTuple):
+    """Rows of one run that repeat a document."""
+
+    run: str
+    rows: bytes
+    """`DUPLICATE[n]`."""
+
+
+class Counts(NamedTuple):
+    """What one key range holds."""
+
+    duplicates: tuple[int, ...]
+    """By source: documents that repeat another one."""
+    cells: np.ndarray
+    """int64[outputs, sources, 3]: documents, their tokens, and tokens of their copies at the output's rate."""
+
+
+def slice_run(run: Run) -> Iterator[tuple[int, RunSlice]]:
+    """(key range, slice) for every range in which a run has documents."""
+    if not run.documents:
+        return
+    keys = entries_array(carriers.load(run.entries))["key"]
+    shift = np.uint64(KEY_BITS - KEY_RANGES.bit_length() + 1)
+    edges = np.searchsorted(keys >> shift, np.arange(KEY_RANGES + 1, dtype=np.uint64)).tolist()
+    for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        if end > start:
+            size = ENTRY.itemsize
+            entries = carriers.part(run.entries, start * size, (end - start) * size)
+            yield number, RunSlice(run.name, run.source, start, entries)
+
+
+def deduplicate(
+    slices: Sequence[RunSlice], outputs: Sequence[Output], sources: int, seed: int, drop: bool
+) -> tuple[list[Duplicates], Counts]:
+    """Finds equal ids among the slices of one key range.
+
+    The first in (source, file, offset) is kept; so the configuration's order of sources decides.
+
+    Args:
+      drop: whether repeats are dropped. If not, their ranks only set their order keys apart, so that many equal
+        documents do not all fall into one bucket.
+    """
+    slices = sorted(slices)
+    parts = [entries_array(carriers.load(s.entries)) for s in slices]
+    entries = np.concatenate(parts)
+    sizes = [len(p) for p in parts]
+    source = np.repeat([s.source for s in slices], sizes)
+    run = np.repeat(np.arange(len(slices)), sizes)
+    row = np.concatenate([np.arange(s.first, s.first + n) for s, n in zip(slices, sizes, strict=True)])
+
+    rank = _ranks(entries, source)
+    found = []
+    repeated = np.nonzero(rank)[0]
+    for index in np.unique(run[repeated]).tolist():
+        own = repeated[run[repeated] == index]
+        rows = np.empty(len(own), DUPLICATE)
+        rows["row"], rows["rank"] = row[own], rank[own]
+        found.append(Duplicates(slices[index].run, rows.tobytes()))
+
+    kept = rank == 0 if drop else np.ones(len(entries), bool)
+    duplicates = np.bincount(source[rank > 0], minlength=sources) if drop else np.zeros(sources, np.int64)
+    return found, Counts(tuple(duplicates.tolist()), _count(entries[kept], source[kept], outputs, sources, seed))
+
+
+def _ranks(entries: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """int64[n]: 0 for the first document of each id, 1, 2 … for its repeats, in order of precedence."""
+    rank = np.zeros(len(entries), np.int64)
+    by_key = np.argsort(entries["key"], kind="stable")
+    keys = entries["key"][by_key]
+    same = np.concatenate([[False], keys[1:] == keys[:-1]]) if len(keys) else np.zeros(0, bool)
+    if not same.any():
+        return rank  # nothing repeats: no need for the full sort
+    involved = by_key[same | np.concatenate([same[1:], [False]])]
+    part = entries[involved]
+    order = involved[np.lexsort((part["offset"], part["file"], source[involved], part["low"], part["high"]))]
+    high, low = entries["high"][order], entries["low"][order]
+    first = np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
+    starts = np.nonzero(first)[0]
+    rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    return rank
+
+
+def _count(
+    entries: np.ndarray, source: np.ndarray, outputs: Sequence[Output], sources: int, seed: int
+) -> np.ndarray:
+    cells = np.zeros((len(outputs), sources, 3), np.int64)
+    for number in np.unique(source).tolist():
+        own = entries[source == number]
+        ids = entry_ids(own)
+        tokens = own["tokens"].astype(np.int64)
+        for index, output in enumerate(outputs):
+            mask = member(output, number, own, ids)
+            times = copies(ids[mask], seed, output.rates[number])
+            cells[index, number] = (mask.sum(), tokens[mask].sum(), (tokens[mask] * times).sum())
+    return cells

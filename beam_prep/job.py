@@ -1,0 +1,116 @@
+"""The job: everything a run's steps need to know, small enough to travel with each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from beam_prep import __version__, catalog
+from beam_prep.carrier import Carrier
+from beam_prep.config import Config
+from beam_prep.errors import ConfigError
+from beam_prep.outputs import Output, outputs_of
+from beam_prep.runs import TokenLimits
+from beam_prep.templates import Template, compile_template
+from beam_prep.tokenizer import TokenizerSpec
+
+FORMAT = 1
+"""Version of the output's layout; part of the fingerprint."""
+
+
+class Source(NamedTuple):
+    """A dataset of the configuration, resolved."""
+
+    name: str
+    patterns: tuple[str, ...]
+    template: Template
+    """With the dataset's own filter over the template's."""
+    max_rejects: float
+    epochs: float
+
+
+class Job(NamedTuple):
+    """A resolved configuration."""
+
+    config: Config
+    output: str
+    sources: tuple[Source, ...]
+    outputs: tuple[Output, ...]
+    tokenizer: TokenizerSpec
+    fingerprint: str
+    carrier: Carrier
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def limits(self) -> tuple[TokenLimits, ...]:
+        """Token limits of the sources."""
+        filters = [source.template.filter for source in self.sources]
+        return tuple(
+            TokenLimits(f.min_tokens or 0, f.max_tokens if f.max_tokens is not None else 2**31) for f in filters
+        )
+
+
+def resolve_sources(config: Config, tokenizer: TokenizerSpec, base: Path | None) -> tuple[Source, ...]:
+    """The sources of a configuration, their templates found and tried.
+
+    Raises:
+      ConfigError: lists every template that is missing or wrong.
+    """
+    sources, problems = [], []
+    special = [token for token, _ in tokenizer.special_tokens]
+    for dataset in config.datasets:
+        try:
+            template = catalog.resolve(dataset, base)
+            template = template.model_copy(update={"filter": dataset.filter.over(template.filter)})
+            compile_template(template, special)
+        except ConfigError as error:
+            problems.append(error.message)
+            continue
+        limit = config.max_rejects if dataset.max_rejects is None else dataset.max_rejects
+        epochs = 1.0 if dataset.epochs is None else dataset.epochs
+        sources.append(Source(dataset.name, tuple(dataset.input), template, limit, epochs))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return tuple(sources)
+
+
+def fingerprint(config: Config, sources: tuple[Source, ...], tokenizer: TokenizerSpec, inputs: str) -> str:
+    """A hash of everything that decides an output's bytes. `inputs`: signature of the input files."""
+    asked = config.model_dump(mode="json", exclude={"output", "tokenizer_backend", "datasets", "max_rejects"})
+    content = {
+        "format": FORMAT,
+        "version": __version__,
+        "asked": asked,
+        "sources": [
+            {
+                "name": source.name,
+                "template": source.template.model_dump(mode="json", exclude={"example", "about"}),
+                "epochs": source.epochs,
+            }
+            for source in sources
+        ],
+        "tokenizer": tokenizer.sha256,
+        "inputs": inputs,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make_job(
+    config: Config, sources: tuple[Source, ...], tokenizer: TokenizerSpec, inputs: str, work: str | None
+) -> Job:
+    """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle."""
+    return Job(
+        config,
+        config.output,
+        sources,
+        outputs_of(config),
+        tokenizer,
+        fingerprint(config, sources, tokenizer, inputs),
+        Carrier(work),
+    )

@@ -1,0 +1,183 @@
+"""Launch: everything around the graph. What is checked before the work starts, which runner does it, what is left after."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from beam_prep import storage
+from beam_prep.config import Config, load_config
+from beam_prep.errors import BeamPrepError, ConfigError, from_runner
+from beam_prep.finalize import MANIFEST, SUCCESS
+from beam_prep.job import Job, make_job, resolve_sources
+from beam_prep.sources import match_source, signature
+from beam_prep.tokenizer import resolve as resolve_tokenizer
+
+WORK_FOLDER = ".work"
+LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
+
+
+class RunOptions(NamedTuple):
+    """How a run is carried out; nothing here changes the bytes that come out."""
+
+    runner: str = "local"
+    workers: int = 1
+    carrier: str | None = None
+    """files or engine; by default files on the local runner."""
+    overwrite: bool = False
+    beam: tuple[str, ...] = ()
+    """Options that are handed to Beam as they are."""
+
+
+class Prepared(NamedTuple):
+    """A run that is ready to start."""
+
+    job: Job
+    options: RunOptions
+    input_bytes: int
+    """Stored bytes of all inputs."""
+
+
+class AlreadyDone(Exception):
+    """The output already holds a finished run of the same fingerprint."""
+
+
+def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Prepared:
+    """Checks everything that can be checked before the work starts.
+
+    Args:
+      base: folder of the configuration file, which its template files are relative to.
+
+    Raises:
+      ConfigError: the configuration cannot be carried out.
+      BeamPrepError: the output cannot be written or holds something else.
+      AlreadyDone: there is nothing to do.
+    """
+    local = options.runner in LOCAL_RUNNERS
+    work = _work_folder(config.output) if (options.carrier or ("files" if local else "engine")) == "files" else None
+    if work and not local:
+        raise ConfigError("--carrier files needs the local runner: its workers share a disk")
+    tokenizer = resolve_tokenizer(config.tokenizer, storage.join(config.output, WORK_FOLDER))
+    sources = resolve_sources(config, tokenizer, base)
+    files = []
+    problems = []
+    for source in sources:
+        try:
+            files += match_source(source.name, source.patterns)
+        except ConfigError as error:
+            problems.append(error.message)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    job = make_job(config, sources, tokenizer, signature(files), work)
+    _check_output(job, options.overwrite)
+    storage.require_writable(config.output)
+    return Prepared(job, options, sum(file.size for file in files))
+
+
+def _work_folder(output: str) -> str:
+    if storage.is_local(output):
+        return os.path.abspath(os.path.join(output, WORK_FOLDER))
+    return os.path.join(tempfile.gettempdir(), "beam-prep", output.replace("://", "-").replace("/", "-"))
+
+
+def _check_output(job: Job, overwrite: bool) -> None:
+    success = storage.join(job.output, SUCCESS)
+    if storage.exists(success):
+        if storage.read_bytes(success).decode().strip() == job.fingerprint and not overwrite:
+            raise AlreadyDone
+        if not overwrite:
+            raise BeamPrepError(
+                f"output {job.output}: holds a finished run of another configuration, input or version; "
+                "choose another --output, or replace it with --overwrite"
+            )
+        storage.delete(success)  # first, so that nothing half replaced looks finished
+    if not storage.exists(job.output):
+        return
+    ours = ("rejected", "report.html", "run.json", MANIFEST, WORK_FOLDER, *(o.name.split("/")[0] for o in job.outputs))
+    if storage.is_local(job.output):
+        foreign = sorted(set(os.listdir(job.output)) - set(ours))
+        if foreign and not overwrite:
+            raise BeamPrepError(
+                f"output {job.output}: holds files that are not this project's ({', '.join(foreign[:3])}); choose an "
+                "empty folder, or add --overwrite (which deletes only what belongs to an output)"
+            )
+    for name in ours:
+        storage.delete(storage.join(job.output, name))
+
+
+def run(prepared: Prepared) -> None:
+    """Runs the graph to its end.
+
+    Raises:
+      BeamPrepError: the run failed; nothing in the output looks finished.
+    """
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from pipelines.prepare import build
+
+    job, options = prepared.job, prepared.options
+    if job.carrier.work:
+        os.makedirs(job.carrier.work, exist_ok=True)
+    runner, arguments = _runner(options)
+    try:
+        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([*arguments, *options.beam]))
+        build(pipeline, job)
+        result = pipeline.run()
+        state = result.wait_until_finish()
+        if state not in (None, "DONE"):
+            raise BeamPrepError(f"the runner ended with state {state}; its log says why")
+    except BaseException as error:
+        known = from_runner(error)
+        if known is not None:
+            raise known from None
+        raise
+    if job.carrier.work:
+        with contextlib.suppress(OSError):
+            storage.delete(job.carrier.work)
+
+
+def _runner(options: RunOptions) -> tuple[Any, list[str]]:
+    if options.runner not in LOCAL_RUNNERS:
+        return options.runner, []
+    from beam_prep.runner import LocalRunner
+
+    if options.workers <= 1:
+        return LocalRunner(), []
+    return LocalRunner(), [f"--direct_num_workers={options.workers}", "--direct_running_mode=multi_processing"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m pipelines.prepare`: the job with argparse names, for launchers that know no console script."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.prepare", description=__doc__)
+    parser.add_argument("--config", required=True, help="The configuration (YAML): a path, gs://…")
+    parser.add_argument("--output", help="Overrides the configuration's output.")
+    parser.add_argument("--seed", type=int, help="Overrides the configuration's seed.")
+    parser.add_argument("--runner", default="local", help="local (default), DataflowRunner, FlinkRunner, …")
+    parser.add_argument("--workers", type=int, default=1, help="Processes of the local runner.")
+    parser.add_argument("--carrier", choices=["files", "engine"], help="Forces the shuffle's carrier (for tests).")
+    parser.add_argument("--overwrite", action="store_true", help="Replaces a finished output of another run.")
+    known, beam_options = parser.parse_known_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        config = load_config(known.config, {"output": known.output, "seed": known.seed})
+        options = RunOptions(known.runner, known.workers, known.carrier, known.overwrite, tuple(beam_options))
+        base = Path(known.config).parent if storage.is_local(known.config) else None
+        begin = time.monotonic()
+        run(prepare(config, options, base))
+    except AlreadyDone:
+        print("nothing to do: the output already holds this run")
+        return 0
+    except BeamPrepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    print(f"done in {time.monotonic() - begin:.1f} s")
+    return 0

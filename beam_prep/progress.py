@@ -1,0 +1,73 @@
+"""Progress across processes: each worker process keeps a few counters in a small memory-mapped file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+_FIELDS = ("bytes", "documents", "tokens", "written", "planned")
+_lock = threading.Lock()
+_maps: dict[str, np.ndarray] = {}
+
+
+class Snapshot(NamedTuple):
+    """Sums over all processes of a run."""
+
+    bytes: int = 0
+    """Read, uncompressed."""
+    documents: int = 0
+    tokens: int = 0
+    """Encoded."""
+    written: int = 0
+    """Tokens in shards."""
+    planned: int = 0
+    """Tokens that the shards will hold; 0 until the mixture is known."""
+
+
+class Progress:
+    """A process's counters below the work folder; without one, counting costs nothing."""
+
+    def __init__(self, work: str | None):
+        self._counters = _counters(work) if work else None
+
+    def add(self, **amounts: int) -> None:
+        """Adds to counters, by the names of `Snapshot`."""
+        if self._counters is not None:
+            for name, amount in amounts.items():
+                self._counters[_FIELDS.index(name)] += amount
+
+    def plan(self, tokens: int) -> None:
+        """Sets how many tokens will be written."""
+        if self._counters is not None:
+            self._counters[_FIELDS.index("planned")] = tokens
+
+
+def _counters(work: str) -> np.ndarray:
+    with _lock:
+        key = f"{work}\0{os.getpid()}"
+        if key not in _maps:
+            folder = os.path.join(work, "progress")
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, str(os.getpid())), "w+b") as file:
+                file.truncate(8 * len(_FIELDS))
+                _maps[key] = np.frombuffer(mmap.mmap(file.fileno(), 0), np.int64)
+        return _maps[key]
+
+
+def snapshot(work: str) -> Snapshot:
+    """The sums of all processes' counters."""
+    folder = os.path.join(work, "progress")
+    total = np.zeros(len(_FIELDS), np.int64)
+    try:
+        for name in os.listdir(folder):
+            with open(os.path.join(folder, name), "rb") as file:
+                data = file.read(8 * len(_FIELDS))
+            if len(data) == 8 * len(_FIELDS):
+                total += np.frombuffer(data, np.int64)
+    except FileNotFoundError:
+        pass
+    return Snapshot(*total.tolist())

@@ -1,0 +1,103 @@
+"""Match and Split: from patterns to files, from files to units of work of about the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import xxhash
+
+from beam_prep import storage
+from beam_prep.errors import ConfigError
+
+UNIT_BYTES = 64 << 20
+"""Stored bytes of a unit: large enough that per-unit costs vanish, small enough to spread and to do again."""
+MIN_UNIT_BYTES = 8 << 20
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+class InputFile(NamedTuple):
+    """A file of a source. `number` is its place among the source's files, sorted by path."""
+
+    number: int
+    path: str
+    size: int
+    modified: float
+
+
+class Span(NamedTuple):
+    """A part of a file: the lines whose first byte lies in [start, end). Compressed files are one whole span."""
+
+    file: int
+    path: str
+    start: int
+    end: int
+    """-1: to the end of the stream."""
+
+
+class Unit(NamedTuple):
+    """A unit of reading: spans of one source, done by one worker. `name` follows from the spans alone."""
+
+    source: int
+    name: str
+    spans: tuple[Span, ...]
+
+
+def match_source(name: str, patterns: Sequence[str]) -> list[InputFile]:
+    """The files of a source.
+
+    Raises:
+      ConfigError: a pattern matches nothing.
+    """
+    found: dict[str, storage.Found] = {}
+    for pattern in patterns:
+        matched = storage.match(pattern)
+        if not matched:
+            raise ConfigError(f"dataset {name!r}: input {pattern!r} matches no file; check the path and the pattern")
+        found.update((file.path, file) for file in matched)
+    return [InputFile(n, path, *found[path][1:]) for n, path in enumerate(sorted(found))]
+
+
+def signature(files: Iterable[InputFile]) -> str:
+    """A hash of what the files are (path, size, time of change): equal inputs, equal signature."""
+    state = xxhash.xxh3_128()
+    for file in files:
+        state.update(f"{file.path}\0{file.size}\0{file.modified}\0".encode())
+    return state.hexdigest()
+
+
+def is_compressed(path: str) -> bool:
+    """Whether a path names a compressed file, which can only be read from its beginning."""
+    return path.lower().endswith(COMPRESSED)
+
+
+def split_source(source: int, files: Sequence[InputFile], unit_bytes: int | None = None) -> Iterator[Unit]:
+    """Cuts a source into units: large plain files into ranges, small files joined.
+
+    Args:
+      unit_bytes: stored bytes a unit; by default an eighth of a small source, so that several workers share it.
+    """
+    total = sum(file.size for file in files)
+    target = unit_bytes or min(UNIT_BYTES, max(MIN_UNIT_BYTES, total // 8))
+    spans: list[Span] = []
+    filled = 0
+    for file in files:
+        if is_compressed(file.path):
+            pieces = [(0, -1, file.size)]
+        else:
+            count = max(1, round(file.size / target))
+            edges = [file.size * i // count for i in range(count + 1)]
+            pieces = [(a, b, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        for start, end, weight in pieces:
+            if spans and filled + weight > target * 1.25:
+                yield _unit(source, spans)
+                spans, filled = [], 0
+            spans.append(Span(file.number, file.path, start, end))
+            filled += weight
+    if spans:
+        yield _unit(source, spans)
+
+
+def _unit(source: int, spans: list[Span]) -> Unit:
+    text = "\0".join(f"{source}\0{s.file}\0{s.path}\0{s.start}\0{s.end}" for s in spans)
+    return Unit(source, xxhash.xxh3_64_hexdigest(text.encode()), tuple(spans))

@@ -1,0 +1,507 @@
+"""From a raw record to the text of a document: declarative templates, compiled to plain functions.
+
+A template's own control tokens (`<|im_start|>` …) and the same characters inside a field are different
+things: the first become token ids, the second ordinary text. So a rendered document is either one `str`
+(no control token in it) or `Segments`, and data can never be taken for control.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import orjson
+import xxhash
+from jinja2 import TemplateError, nodes
+from jinja2.sandbox import SandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from beam_prep.config import Filter
+from beam_prep.errors import ConfigError
+
+# Stand-ins for control tokens while Jinja renders: lone surrogates, which no valid record can hold.
+_STAND_IN = 0xDC00
+_STAND_INS = re.compile("([\udc00-\udfff])")
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+Role = Literal["system", "user", "assistant", "tool"]
+_ROLES: tuple[Role, ...] = get_args(Role)
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "list": list,
+    "strings": list,
+    "object": dict,
+    "number": (int, float),
+    "boolean": bool,
+    "any": object,
+}
+
+
+class Segments(NamedTuple):
+    """A rendered document with control tokens: `pieces[0] controls[0] pieces[1] … pieces[-1]`."""
+
+    pieces: list[str]
+    controls: list[str]
+    """One shorter than `pieces`; each is a special token of the tokenizer, as written."""
+
+    def text(self) -> str:
+        """The document as one string, as a person reads it."""
+        parts = [self.pieces[0]]
+        for control, piece in zip(self.controls, self.pieces[1:], strict=True):
+            parts += (control, piece)
+        return "".join(parts)
+
+
+Document = str | Segments
+
+
+class Message(NamedTuple):
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+class Reject(Exception):
+    """A record that cannot become a document. `code` is its reason in the ledger."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class Filtered(Exception):
+    """A record that a template's filter turns down. `reason` is its name in the ledger."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Draw:
+    """Random choices of one row, from the run's seed and the row's content alone."""
+
+    def __init__(self, seed: int, record: dict):
+        self._seed, self._record = seed, record
+        self._calls = 0
+
+    def uniform(self) -> float:
+        """A number in [0, 1); another one at every call."""
+        content = _canonical(self._record)
+        self._calls += 1
+        word = xxhash.xxh3_64_intdigest(content, seed=self._seed ^ (self._calls * 0x9E3779B97F4A7C15 & (2**64 - 1)))
+        return (word >> 11) / 2**53
+
+    def choice(self, options: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
+        """One of `options` (not empty), evenly or by `weights`."""
+        if len(options) == 1:
+            return options[0]
+        point = self.uniform()
+        if weights is None:
+            return options[min(int(point * len(options)), len(options) - 1)]
+        point *= sum(weights)
+        for option, weight in zip(options, weights, strict=True):
+            point -= weight
+            if point < 0:
+                return option
+        return options[-1]
+
+
+def _canonical(record: dict) -> bytes:
+    """One text for equal records, whatever the order of their keys."""
+    try:
+        return orjson.dumps(record, default=str, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # beyond orjson: integers of more than 64 bits, more than 254 levels
+        pass
+    try:
+        return json.dumps(record, default=str, sort_keys=True).encode()
+    except RecursionError:
+        raise Reject("wrong_type", "the record is nested too deeply") from None
+
+
+class Context(NamedTuple):
+    """What a compiled template may use beside the record."""
+
+    seed: int
+    skipped_turns: dict[str, int]
+    """Counts of turns left out, by reason; shared with the caller."""
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Chat(_Form):
+    """A conversation: which field holds the messages, and how their roles are called there."""
+
+    messages: str = Field(description="Dotted path of the list of turns.")
+    role: str = Field("role", description="Key of a turn's role.")
+    content: str = Field("content", description="Key of a turn's text.")
+    roles: dict[str, Role] = Field(
+        default_factory=lambda: {role: role for role in _ROLES},
+        description="Raw role → system, user, assistant or tool. Turns of other roles are skipped and counted.",
+    )
+    pairs: dict[Role, str] | None = Field(
+        None, description="For turns that hold several messages: role → key, in the order they are said."
+    )
+    system: str | None = Field(None, description="Jinja2 template of the system message; left out where it is empty.")
+    after: str | None = Field(
+        None, description="Jinja2 template that follows the chat after a blank line, if not empty."
+    )
+
+
+class Hub(_Form):
+    """Where a dataset is published."""
+
+    path: str
+    config: str | None = None
+    split: str = "train"
+
+
+class Template(_Form):
+    """A dataset's template, as a catalogue entry, a user's file or a mapping in the configuration."""
+
+    name: str = ""
+    purpose: str | None = Field(None, description="grammar, knowledge, dialogue, reasoning, procedural, …")
+    licence: str | None = None
+    hub: Hub | None = None
+    about: str | None = None
+    required: dict[str, str] = Field(
+        default_factory=dict, description=f"Field (dotted) → its type: {', '.join(_TYPES)} (strings: a list of them)."
+    )
+    optional: dict[str, str] = Field(
+        default_factory=dict, description="Field (dotted) → the type it has where it is neither missing nor null."
+    )
+    filter: Filter = Field(default_factory=Filter)
+    prepare: str | None = Field(None, description="module:function(record, draw) → the fields that the template sees.")
+    text: str | None = Field(None, description="Jinja2 template of the document.")
+    chat: Chat | None = None
+    function: str | None = Field(None, description="module:function(record) → text or messages.")
+    example: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _field_lists(cls, value: Any) -> Any:
+        """`required: [a, b]` means that each is a string; so for `optional`."""
+        if isinstance(value, dict):
+            lists = {key: value[key] for key in ("required", "optional") if isinstance(value.get(key), list)}
+            return {**value, **{key: {str(field): "string" for field in fields} for key, fields in lists.items()}}
+        return value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Template:
+        if sum(form is not None for form in (self.text, self.chat, self.function)) != 1:
+            raise ValueError("a template has exactly one of text, chat and function")
+        for key, fields in (("required", self.required), ("optional", self.optional)):
+            for field, kind in fields.items():
+                if kind not in _TYPES:
+                    raise ValueError(f"{key}.{field}: unknown type {kind!r}; one of {', '.join(_TYPES)}")
+        return self
+
+
+Renderer = Callable[[dict, Context], Document]
+
+
+def lookup(record: Any, path: str) -> Any:
+    """The value at a dotted path, or None. A key that holds dots itself is found first."""
+    if isinstance(record, dict) and path in record:
+        return record[path]
+    for part in path.split("."):
+        if isinstance(record, dict):
+            record = record.get(part)
+        elif isinstance(record, list) and part.isdecimal() and int(part) < len(record):
+            record = record[int(part)]
+        else:
+            return None
+    return record
+
+
+def load_function(reference: str) -> Callable:
+    """The function behind `module:function`.
+
+    Raises:
+      ConfigError: it cannot be imported.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"template {reference!r}: cannot be imported ({error}); the module must be installed or on PYTHONPATH"
+        ) from None
+
+
+def compile_template(template: Template, special_tokens: Sequence[str]) -> Renderer:
+    """Compiles a template to `renderer(record, context) -> document`.
+
+    Args:
+      special_tokens: the tokenizer's special tokens; where the template itself writes one, it is a control token.
+
+    The renderer raises `Reject` and `Filtered`, and whatever a user's own function or Jinja2 expression raises.
+
+    Raises:
+      ConfigError: the template is not valid, or needs control tokens that the tokenizer lacks.
+    """
+    check = _compile_check(template.required, template.optional)
+    prepare = load_function(template.prepare) if template.prepare else None
+    if template.text is not None:
+        # After `prepare` the template sees other fields than those that were checked.
+        strings = {field for field, kind in template.required.items() if kind == "string" and prepare is None}
+        body = _compile_text(template.text, special_tokens, template.name, strings)
+    elif template.chat is not None:
+        body = _compile_chat(template.chat, special_tokens, template.name)
+    else:
+        body = _compile_function(template.function or "", special_tokens, template.name)
+
+    if prepare is None:
+
+        def render(record: dict, context: Context) -> Document:
+            check(record)
+            return body(record, context)
+    else:
+
+        def render(record: dict, context: Context) -> Document:
+            check(record)
+            return body(prepare(record, Draw(context.seed, record)), context)
+
+    return render
+
+
+def _compile_check(required: dict[str, str], optional: dict[str, str]) -> Callable[[dict], None]:
+    fields = [(field, _TYPES[kind], kind, True) for field, kind in required.items()]
+    fields += [(field, _TYPES[kind], kind, False) for field, kind in optional.items() if field not in required]
+
+    def check(record: dict) -> None:
+        for field, kind, name, needed in fields:
+            value = record[field] if field in record else lookup(record, field)
+            if value is None:
+                if not needed:
+                    continue
+                code = "null_field" if field in record else "missing_field"
+                raise Reject(code, f"required field {field!r} is {'null' if field in record else 'missing'}")
+            if not isinstance(value, kind) or (name == "number" and isinstance(value, bool)):
+                raise Reject("wrong_type", f"field {field!r} is {json_type(value)}, not {name}")
+            if name == "strings":
+                for number, item in enumerate(value):
+                    if not isinstance(item, str):
+                        raise Reject("wrong_type", f"{field}[{number}] is {json_type(item)}, not string")
+            if needed and not value and name in ("string", "list", "strings", "object"):
+                raise Reject("empty_field", f"required field {field!r} is empty")
+
+    return check
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of `value`, for messages."""
+    if value is None:
+        return "null"
+    for name, kind in (("boolean", bool), ("string", str), ("list", list), ("object", dict), ("number", (int, float))):
+        if isinstance(value, kind):
+            return name
+    return type(value).__name__
+
+
+def _environment() -> SandboxedEnvironment:
+    return SandboxedEnvironment(autoescape=False, keep_trailing_newline=True, finalize=_to_text)
+
+
+def _to_text(value: Any) -> str:
+    """What `{{ value }}` writes: nothing for null or undefined; Python's notation of a list or an object is no text."""
+    if type(value) is str:
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, (list, dict)):
+        raise Reject(
+            "wrong_type", f"the template writes {json_type(value)} where text belongs; loop over it or `tojson`"
+        )
+    return str(value)
+
+
+def _compile_text(source: str, special_tokens: Sequence[str], name: str, strings: set[str]) -> Renderer:
+    """A Jinja2 text template. One that only joins fields and literals becomes a plain function, 4 times faster."""
+    # Longest first, so that a token that begins like another one is found whole.
+    used = sorted((token for token in special_tokens if token in source), key=lambda token: (-len(token), token))
+    marked = source.strip()
+    for index, token in enumerate(used):
+        marked = marked.replace(token, chr(_STAND_IN + index))
+    environment = _environment()
+    try:
+        parts = _plain_parts(environment.parse(marked))
+        compiled = environment.from_string(marked)
+    except TemplateError as error:
+        raise ConfigError(f"template {name or source[:40]!r}: {error}; see the Jinja2 documentation") from None
+
+    if parts is not None:
+        to_text: Callable[[dict], str] = _joiner(parts, strings)
+    else:
+
+        def to_text(record: dict) -> str:
+            return compiled.render(record)
+
+    if not used:
+        return lambda record, context: to_text(record)
+
+    def render(record: dict, context: Context) -> Document:
+        split = _STAND_INS.split(to_text(record))
+        controls = [used[ord(mark) - _STAND_IN] for mark in split[1::2]]
+        return Segments(split[::2], controls)
+
+    return render
+
+
+class _Field(NamedTuple):
+    """`{{ name }}` or `{{ name or 'default' }}` of a plain template."""
+
+    name: str
+    default: str | None = None
+
+
+def _plain_parts(tree: nodes.Template) -> list[str | _Field] | None:
+    """Literals and fields of a template that only joins them, else None."""
+    parts: list[str | _Field] = []
+    for output in tree.body:
+        if not isinstance(output, nodes.Output):
+            return None
+        for node in output.nodes:
+            match node:
+                case nodes.TemplateData(data=data):
+                    parts.append(data)
+                case nodes.Name(name=name):
+                    parts.append(_Field(name))
+                case nodes.Or(left=nodes.Name(name=name), right=nodes.Const(value=str(default))):
+                    parts.append(_Field(name, default))
+                case _:
+                    return None
+    return parts
+
+
+def _joiner(parts: list[str | _Field], strings: set[str]) -> Callable[[dict], str]:
+    match parts:
+        case [_Field(name=field)] if field in strings:
+            return lambda record: record[field]
+    literals = [part if isinstance(part, str) else "" for part in parts]
+    fields = [(place, *part) for place, part in enumerate(parts) if isinstance(part, _Field)]
+
+    def join(record: dict) -> str:
+        out = literals.copy()
+        for place, name, default in fields:
+            value = record.get(name)
+            if default is not None and not value:
+                value = default
+            out[place] = value if type(value) is str else _to_text(value)
+        return "".join(out)
+
+    return join
+
+
+def _compile_chat(chat: Chat, special_tokens: Sequence[str], name: str) -> Renderer:
+    _require_chat_tokens(special_tokens, name)
+    for key, source in (("system", chat.system), ("after", chat.after)):
+        written = [token for token in special_tokens if token in (source or "")]
+        if written:
+            raise ConfigError(
+                f"template {name!r}: chat.{key} writes {written[0]}, but a chat's control tokens follow from its form; "
+                "write such a document as a text template"
+            )
+    system = _compile_text(chat.system, [], name, set()) if chat.system else None
+    after = _compile_text(chat.after, [], name, set()) if chat.after else None
+    roles, role_key, content_key = chat.roles, chat.role, chat.content
+    pairs = list(chat.pairs.items()) if chat.pairs else None
+
+    def render(record: dict, context: Context) -> Document:
+        messages: list[Message] = []
+        if system is not None:
+            messages.append(Message("system", system(record, context)))
+        turns = lookup(record, chat.messages)
+        if not isinstance(turns, list):
+            raise Reject("wrong_type", f"field {chat.messages!r} is {json_type(turns)}, not list")
+        for number, turn in enumerate(turns):
+            if not isinstance(turn, dict):
+                raise Reject("wrong_type", f"{chat.messages}[{number}] is {json_type(turn)}, not object")
+            if pairs is not None:
+                for role, key in pairs:
+                    messages.append(Message(role, _content(turn, key, chat.messages, number)))
+                continue
+            raw_role = turn.get(role_key)
+            role = roles.get(raw_role) if isinstance(raw_role, str) else None
+            if role is None:
+                context.skipped_turns["unknown_role"] = context.skipped_turns.get("unknown_role", 0) + 1
+                continue
+            messages.append(Message(role, _content(turn, content_key, chat.messages, number)))
+        tail = after(record, context) if after is not None else ""
+        return chat_segments(messages, f"\n\n{tail}" if tail else "")
+
+    return render
+
+
+def _content(turn: dict, key: str, where: str, number: int) -> str:
+    value = turn.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Reject("wrong_type", f"{where}[{number}].{key} is {json_type(value)}, not string")
+    return value
+
+
+def chat_segments(messages: Sequence[Message], after: str = "") -> Segments:
+    """ChatML of Qwen3: `<|im_start|>ROLE\\nCONTENT<|im_end|>` for each message, joined by one newline.
+
+    A message with empty content is skipped.
+
+    Raises:
+      Reject: no message is left (the system message does not count).
+    """
+    pieces, controls = [""], []
+    spoken = False
+    for role, content in messages:
+        if not content:
+            continue
+        spoken = spoken or role != "system"
+        if controls:
+            pieces[-1] = "\n"
+        pieces += (f"{role}\n{content}", "")
+        controls += (IM_START, IM_END)
+    if not spoken:
+        raise Reject("no_messages", "no message with content is left in the conversation")
+    pieces[-1] = after
+    return Segments(pieces, controls)
+
+
+def _require_chat_tokens(special_tokens: Sequence[str], name: str) -> None:
+    missing = [token for token in (IM_START, IM_END) if token not in special_tokens]
+    if missing:
+        raise ConfigError(
+            f"template {name!r} renders chat in ChatML, but the tokenizer has no {' and '.join(missing)}; "
+            "use a tokenizer that has them, or a text template"
+        )
+
+
+def _compile_function(reference: str, special_tokens: Sequence[str], name: str) -> Renderer:
+    function = load_function(reference)
+    chat_ready = {IM_START, IM_END} <= set(special_tokens)
+
+    def render(record: dict, context: Context) -> Document:
+        value = function(record)
+        if isinstance(value, (str, Segments)):
+            return value
+        if value is None:
+            raise Filtered("function_returned_none")
+        if not isinstance(value, (list, tuple)):
+            raise Reject("wrong_type", f"{reference} returned {type(value).__name__}; return text or messages")
+        if not chat_ready:
+            _require_chat_tokens(special_tokens, name)
+        messages = []
+        for number, message in enumerate(value):
+            if isinstance(message, dict):
+                message = (message.get("role"), message.get("content"))
+            role, content = message if isinstance(message, (list, tuple)) and len(message) == 2 else (None, None)
+            if role not in _ROLES or not isinstance(content, str):
+                raise Reject("wrong_type", f"{reference} returned a message {number} that is not (role, text)")
+            messages.append(Message(role, content))
+        return chat_segments(messages)
+
+    return render

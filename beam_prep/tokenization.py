@@ -1,0 +1,144 @@
+"""Tokenize: documents in, runs out. Encoding and writing go on in threads while the next batch is read and rendered."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from beam_prep.carrier import Carrier
+from beam_prep.parity import ParityCheck, document_name
+from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces
+from beam_prep.tokenizer import Encoder, TokenizerSpec, encoder
+from beam_prep.transform import DocumentBatch
+
+RUN_BYTES = 64 << 20
+"""Token bytes at which a run is closed (file carrier): what a worker holds in memory, twice."""
+ENGINE_RUN_BYTES = 4 << 20
+"""The same for the engine's shuffle, whose elements must stay small."""
+_BATCHES_IN_FLIGHT = 3
+_RUNS_IN_FLIGHT = 1
+
+
+class Tokenization:
+    """Encodes batches in the order they are added; one encoder thread, one writer thread.
+
+    Both release the GIL for most of their time, so that one process keeps two cores busy.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        backend: str,
+        carrier: Carrier,
+        seed: int,
+        limits: Sequence[TokenLimits],
+        run_bytes: int | None = None,
+    ):
+        """`limits`: one a source."""
+        self._encoder: Encoder = encoder(spec, backend)
+        self._carrier, self._seed, self._limits = carrier, seed, limits
+        self._run_bytes = run_bytes or (RUN_BYTES if carrier.is_files else ENGINE_RUN_BYTES)
+        self._eod = spec.eod_token_id.to_bytes(4, "little")
+        self._control_ids = {token: id_.to_bytes(4, "little") for token, id_ in spec.special_tokens}
+        self._parity = ParityCheck(spec, self._encoder) if self._encoder.backend != "huggingface" else None
+        self._encode_pool = ThreadPoolExecutor(1, thread_name_prefix="beam-prep-encode")
+        self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="beam-prep-write")
+        self._parity_pool = ThreadPoolExecutor(1, thread_name_prefix="beam-prep-parity")
+        self._encoding: deque[Future] = deque()
+        self._writing: deque[Future] = deque()
+        self._checking: deque[Future] = deque()
+        self._slots = threading.Semaphore(_RUNS_IN_FLIGHT)
+        self._builder: RunBuilder | None = None
+        self._unit, self._number = "", 0
+
+    def add(self, batch: DocumentBatch) -> list[Run]:
+        """Takes a batch; returns the runs that are complete by now (often none)."""
+        self._encoding.append(self._encode_pool.submit(self._encode, batch))
+        while len(self._encoding) > _BATCHES_IN_FLIGHT:
+            self._encoding.popleft().result()
+        return self._finished(wait=False)
+
+    def finish(self) -> list[Run]:
+        """Waits for everything that was added; returns the remaining runs.
+
+        Raises:
+          BeamPrepError: the parity check found a difference.
+        """
+        while self._encoding:
+            self._encoding.popleft().result()
+        self._encode_pool.submit(self._close).result()
+        runs = self._finished(wait=True)
+        while self._checking:
+            self._checking.popleft().result()
+        return runs
+
+    def shutdown(self) -> None:
+        """Ends the threads."""
+        for pool in (self._encode_pool, self._write_pool, self._parity_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _finished(self, wait: bool) -> list[Run]:
+        runs = []
+        while self._writing and (wait or self._writing[0].done()):
+            runs.append(self._writing.popleft().result())
+        return runs
+
+    # The methods below run on the encoder's thread.
+
+    def _encode(self, batch: DocumentBatch) -> None:
+        if self._builder is None or batch.unit != self._unit:
+            self._close()
+            self._open(batch)
+        assert self._builder is not None
+        pieces = flat_pieces(batch)
+        ids, bounds = self._encoder.encode(pieces) if pieces else (b"", np.zeros(1, np.uint64))
+        if self._parity is not None and pieces:
+            self._sample(batch, pieces, ids, bounds)
+        self._builder.add(batch, self._limits[batch.source], ids, bounds)
+        if batch.last:
+            self._close()
+        elif self._builder.token_bytes >= self._run_bytes:
+            self._close()
+            self._open(batch)
+
+    def _open(self, batch: DocumentBatch) -> None:
+        self._number = self._number + 1 if batch.unit == self._unit else 0
+        self._unit = batch.unit
+        name = f"{batch.source:04d}-{batch.unit}-{self._number:05d}"
+        self._builder = RunBuilder(name, batch.source, self._seed, self._control_ids, self._eod)
+
+    def _close(self) -> None:
+        if self._builder is None:
+            return
+        self._slots.acquire()
+        self._writing.append(self._write_pool.submit(self._write, self._builder))
+        self._builder = None
+
+    def _write(self, builder: RunBuilder) -> Run:
+        try:
+            return builder.write(self._carrier)
+        finally:
+            self._slots.release()
+
+    def _sample(self, batch: DocumentBatch, pieces: list[str], ids: bytes, bounds: np.ndarray) -> None:
+        assert self._parity is not None
+        chosen = self._parity.choose(batch.ids)
+        if not self._parity.documents and not self._checking and not chosen:
+            chosen = [int(np.argmin(batch.ids[:, 1]))]  # a small corpus is checked too
+        if not chosen:
+            return
+        counts = [1 if type(d) is str else len(d.pieces) for d in batch.documents]  # type: ignore[union-attr]
+        firsts = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        edges = bounds.tolist()
+        for index in chosen:
+            own = range(firsts[index], firsts[index + 1])
+            produced = [ids[4 * edges[p] : 4 * edges[p + 1]] for p in own]
+            high, low = batch.ids[index].tolist()
+            where = document_name(batch.path, int(batch.offsets[index]), high, low)
+            self._checking.append(
+                self._parity_pool.submit(self._parity.check, [pieces[p] for p in own], produced, where)
+            )

@@ -1,0 +1,256 @@
+"""Transform: from lines to documents; what does not become one is rejected or filtered, and counted."""
+
+from __future__ import annotations
+
+import base64
+import json
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from beam_prep.config import MIN_CHARS_FOR_LONG, FieldFilter, Filter
+from beam_prep.ledger import Tally
+from beam_prep.reading import RecordBatch
+from beam_prep.templates import Context, Document, Filtered, Reject, Renderer, Segments, lookup
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_INT_DIGITS = 4000  # Python refuses to parse longer ones
+
+
+class Rejected(NamedTuple):
+    """A dead letter: where the record is, why it is no document, and the record itself."""
+
+    path: str
+    offset: int
+    reason: str
+    message: str
+    raw: bytes
+
+
+class DocumentBatch(NamedTuple):
+    """The documents of one record batch (what crosses from Transform to Mix and on to Tokenize)."""
+
+    source: int
+    unit: str
+    last: bool
+    file: int
+    path: str
+    documents: list[Document]
+    offsets: np.ndarray
+    """uint64[n]: byte offsets of the documents' records."""
+    chars: np.ndarray
+    """uint32[n]: characters of the rendered text, control tokens included."""
+    tally: Tally
+    rejects: list[Rejected]
+    ids: np.ndarray
+    """uint64[n, 2]: 128-bit hash of the rendered text; filled by Mix (empty before)."""
+
+
+class Transformer(NamedTuple):
+    """A source's compiled template and filters."""
+
+    render: Renderer
+    fields: tuple[Callable[[dict], str | None], ...]
+    min_chars: int
+    max_chars: int
+    long: bool
+    seed: int
+    checked: bool
+    """Whether text must be checked for lone surrogates (only code of the user's own can make them)."""
+
+
+def compile_filters(filter_: Filter) -> tuple[Callable[[dict], str | None], ...]:
+    """The comparisons of a filter as functions record → the reason it is filtered, or None."""
+    return tuple(_compile_field(field) for field in filter_.fields)
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
+    "in": lambda value, options: value in options,
+    "not_in": lambda value, options: value not in options,
+}
+
+
+def _compile_field(field: FieldFilter) -> Callable[[dict], str | None]:
+    path, when_present = field.field, field.when_present
+    tests = [(f"{path}.{name}", _OPERATORS[name], wanted) for name, wanted in field.comparisons().items()]
+
+    def check(record: dict) -> str | None:
+        value = lookup(record, path)
+        if value is None:
+            return None if when_present else tests[0][0]
+        for reason, test, wanted in tests:
+            try:
+                if not test(value, wanted):
+                    return reason
+            except TypeError:  # a string against a number, say
+                return reason
+        return None
+
+    return check
+
+
+def parse_record(line: bytes) -> dict:
+    """One line as a JSON object.
+
+    Raises:
+      Reject: invalid_utf8, invalid_json, lone_surrogate or not_an_object.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        value = _parse_unusual(line)
+    if type(value) is not dict:
+        raise Reject("not_an_object", f"the row is JSON, but not an object: {line[:60]!r}")
+    return value
+
+
+def _parse_unusual(line: bytes) -> Any:
+    """Tells apart what the fast parser only refuses, and takes valid JSON that it is too strict for."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Reject("invalid_utf8", f"byte {error.start} is not UTF-8") from None
+
+    def constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    def integer(digits: str) -> int | float:
+        return int(digits) if len(digits) <= _MAX_INT_DIGITS else float(digits)
+
+    try:
+        value = json.loads(text, parse_constant=constant, parse_int=integer)
+        shown = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise Reject("invalid_json", "nested too deeply") from None
+    except ValueError as error:
+        raise Reject("invalid_json", str(error)) from None
+    if _SURROGATE.search(shown):
+        raise Reject("lone_surrogate", "the row holds half a surrogate pair, which is no character")
+    return value
+
+
+def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBatch:
+    """Renders the records of a batch. Every line is counted as blank, rejected, filtered or rendered."""
+    documents: list[Document] = []
+    kept: list[int] = []
+    chars: list[int] = []
+    rejects: list[Rejected] = []
+    tally = Tally(bytes=sum(map(len, batch.lines)) + len(batch.lines))
+    render, fields, min_chars, max_chars = (
+        transformer.render,
+        transformer.fields,
+        transformer.min_chars,
+        transformer.max_chars,
+    )
+    context = Context(transformer.seed, tally.skipped_turns)
+    loads, reject_error = orjson.loads, orjson.JSONDecodeError
+
+    for index, line in enumerate(batch.lines):
+        try:
+            try:
+                record = loads(line)
+            except reject_error:
+                if not line or line.isspace():
+                    tally.blank_lines += 1
+                    continue
+                record = parse_record(line)
+            if type(record) is not dict:
+                parse_record(line)
+            document = render(record, context)
+            for check in fields:
+                if (reason := check(record)) is not None:
+                    raise Filtered(reason)
+            length = len(document) if type(document) is str else len(document.text())
+            if length < min_chars:
+                raise Filtered("long" if transformer.long and min_chars == MIN_CHARS_FOR_LONG else "min_chars")
+            if length > max_chars:
+                raise Filtered("max_chars")
+            if transformer.checked:
+                _check_text(document)
+        except Filtered as filtered:
+            tally.filtered[filtered.reason] += 1
+            continue
+        except Reject as reject:
+            tally.rejected[reject.code] += 1
+            rejects.append(
+                Rejected(batch.path, int(batch.offsets[index]), reject.code, reject.message, raw_record(line))
+            )
+            continue
+        except Exception as error:  # a template or a user's function that fails on one row must not stop the run
+            tally.rejected["template_error"] += 1
+            message = f"{type(error).__name__}: {error}"[:500]
+            rejects.append(
+                Rejected(batch.path, int(batch.offsets[index]), "template_error", message, raw_record(line))
+            )
+            continue
+        documents.append(document)
+        kept.append(index)
+        chars.append(length)
+
+    tally.rendered = len(documents)
+    tally.records = len(documents) + len(rejects) + sum(tally.filtered.values())
+    return DocumentBatch(
+        batch.source,
+        batch.unit,
+        batch.last,
+        batch.file,
+        batch.path,
+        documents,
+        batch.offsets[kept],
+        np.array(chars, np.uint32),
+        tally,
+        rejects,
+        np.empty((0, 2), np.uint64),
+    )
+
+
+def _check_text(document: Document) -> None:
+    pieces: Sequence[str] = document.pieces if isinstance(document, Segments) else (document,)
+    if any(_SURROGATE.search(piece) for piece in pieces):
+        raise Reject("lone_surrogate", "the rendered text holds half a surrogate pair, which is no character")
+
+
+def raw_record(line: bytes) -> bytes:
+    """A record as it is kept in a dead letter."""
+    return bytes(line)
+
+
+def compile_transformer(renderer: Renderer, filter_: Filter, seed: int, checked: bool) -> Transformer:
+    """Joins a renderer with a source's filters."""
+    shortest = filter_.min_chars or 0
+    long = filter_.long and shortest < MIN_CHARS_FOR_LONG
+    return Transformer(
+        renderer,
+        compile_filters(filter_),
+        MIN_CHARS_FOR_LONG if long else shortest,
+        filter_.max_chars if filter_.max_chars is not None else 2**62,
+        long,
+        seed,
+        checked,
+    )
+
+
+def dead_letter(source: str, rejected: Rejected) -> bytes:
+    """One line of a rejected file: JSON with dataset, file, offset, reason, message and the raw record."""
+    letter: dict[str, Any] = {
+        "dataset": source,
+        "file": rejected.path,
+        "offset": rejected.offset,
+        "reason": rejected.reason,
+        "message": rejected.message,
+    }
+    try:
+        letter["raw"] = rejected.raw.decode("utf-8")
+    except UnicodeDecodeError:
+        letter["raw_base64"] = base64.b64encode(rejected.raw).decode()
+    return orjson.dumps(letter) + b"\n"

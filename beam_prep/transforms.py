@@ -1,0 +1,355 @@
+"""The PTransforms and DoFns: they wire the plain functions of the other modules into a graph, and count."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import PickleCoder
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_prep import balance, buckets, dedup, finalize, ledger, mix, place, rejected, sources, storage, tokenization
+from beam_prep.errors import BeamPrepError, for_runner
+from beam_prep.job import Job
+from beam_prep.progress import Progress
+from beam_prep.reading import RecordBatch, read_unit
+from beam_prep.runs import Run
+from beam_prep.shards import ShardRecord, write_shard
+from beam_prep.templates import compile_template
+from beam_prep.transform import DocumentBatch, Transformer, compile_transformer, transform_batch
+
+
+class _DoFn(beam.DoFn):
+    """A DoFn whose user errors survive the runner. Subclasses write `work` (and `end`) instead of `process`."""
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def setup(self) -> None:
+        """Opens what a worker needs."""
+        self._progress = Progress(self._job.carrier.work)
+
+
+def _guarded(method):
+    """Marks user errors so that they are found again in whatever the runner makes of them."""
+
+    @functools.wraps(method)
+    def generator(self, *args, **kwargs):
+        try:
+            yield from method(self, *args, **kwargs) or ()
+        except BeamPrepError as error:
+            raise for_runner(error) from error
+
+    return generator
+
+
+class Match(_DoFn):
+    """Source number → its files, found in the graph so that no list of files is ever part of it."""
+
+    @_guarded
+    def process(self, source: int) -> Iterator[tuple[int, list[sources.InputFile]]]:
+        """Yields (source, files)."""
+        spec = self._job.sources[source]
+        yield source, sources.match_source(spec.name, spec.patterns)
+
+
+class Split(_DoFn):
+    """(source, files) → units."""
+
+    @_guarded
+    def process(self, element: tuple[int, list[sources.InputFile]]) -> Iterator[sources.Unit]:
+        """Yields the units of a source."""
+        yield from sources.split_source(*element)
+
+
+class Read(_DoFn):
+    """Unit → record batches."""
+
+    def __init__(self, job: Job, name: str):
+        super().__init__(job)
+        self._bytes = Metrics.counter("read", "bytes")
+        self._records = Metrics.counter("read", "lines")
+
+    @_guarded
+    def process(self, unit: sources.Unit) -> Iterator[RecordBatch]:
+        """Yields the batches of a unit, in order."""
+        for batch in read_unit(sources.Unit(*unit)):
+            size = sum(map(len, batch.lines)) + len(batch.lines)
+            self._bytes.inc(size)
+            self._records.inc(len(batch.lines))
+            self._progress.add(bytes=size)
+            yield batch
+
+
+class Transform(_DoFn):
+    """Record batch → document batch."""
+
+    def __init__(self, job: Job, source: int):
+        super().__init__(job)
+        self._source = source
+        self._documents = Metrics.counter("transform", "documents")
+        self._rejects = Metrics.counter("transform", "rejects")
+        self._filtered = Metrics.counter("transform", "filtered")
+
+    def setup(self) -> None:
+        """Compiles the template, once a worker."""
+        super().setup()
+        template = self._job.sources[self._source].template
+        special = [token for token, _ in self._job.tokenizer.special_tokens]
+        own_code = template.function is not None or template.prepare is not None
+        self._transformer: Transformer = compile_transformer(
+            compile_template(template, special), template.filter, self._job.config.seed, own_code
+        )
+
+    @_guarded
+    def process(self, batch: RecordBatch) -> Iterator[DocumentBatch]:
+        """Yields one document batch."""
+        documents = transform_batch(batch, self._transformer)
+        self._documents.inc(len(documents.documents))
+        self._rejects.inc(len(documents.rejects))
+        self._filtered.inc(sum(documents.tally.filtered.values()))
+        self._progress.add(documents=len(documents.documents))
+        yield documents
+
+
+class Mix(_DoFn):
+    """Gives documents their identity, from which order, split and copies follow."""
+
+    @_guarded
+    def process(self, batch: DocumentBatch) -> Iterator[DocumentBatch]:
+        """Yields the batch with its ids."""
+        yield batch._replace(ids=mix.document_ids(batch.documents))
+
+
+class Tokenize(_DoFn):
+    """Document batches → runs. What was read, and what was rejected, travels with the run that it belongs to."""
+
+    RUNS, REJECTS, TALLIES = "runs", "rejects", "tallies"
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._tokens = Metrics.counter("tokenize", "tokens")
+        self._count = Metrics.counter("tokenize", "documents")
+
+    def start_bundle(self) -> None:
+        """Starts the threads at the first batch."""
+        self._tokenization: tokenization.Tokenization | None = None
+
+    @_guarded
+    def process(self, batch: DocumentBatch) -> Iterator[Any]:
+        """Yields what is complete by now."""
+        if self._tokenization is None:
+            job = self._job
+            self._tokenization = tokenization.Tokenization(
+                job.tokenizer, job.config.tokenizer_backend, job.carrier, job.config.seed, job.limits
+            )
+        for run in self._tokenization.add(batch):
+            yield from self._outputs(run)
+
+    @_guarded
+    def finish_bundle(self) -> Iterator[Any]:
+        """Yields the rest."""
+        if self._tokenization is None:
+            return
+        try:
+            for run in self._tokenization.finish():
+                for value in self._outputs(run):
+                    yield TaggedOutput(value.tag, WindowedValue(value.value, 0, [GlobalWindow()]))
+        finally:
+            self._tokenization.shutdown()
+            self._tokenization = None
+
+    def _outputs(self, run: Run) -> Iterator[TaggedOutput]:
+        tokens = place.carriers.length(run.tokens) // 4
+        self._tokens.inc(tokens)
+        self._count.inc(run.documents)
+        self._progress.add(tokens=tokens)
+        yield TaggedOutput(self.TALLIES, (run.source, run.tally))
+        if place.carriers.length(run.rejects):
+            yield TaggedOutput(self.REJECTS, (run.source, rejected.RejectBlock(run.name, run.rejects)))
+        yield TaggedOutput(self.RUNS, (run.name, run))
+
+
+class WriteRejected(_DoFn):
+    """(source, blocks) → the dead-letter file's path."""
+
+    @_guarded
+    def process(self, element: tuple[int, Iterable[rejected.RejectBlock]]) -> Iterator[str]:
+        """Yields a path relative to the output."""
+        source, blocks = element
+        found = (rejected.RejectBlock(*block) for block in blocks)
+        yield rejected.write_rejected(self._job.output, self._job.names[source], found)
+
+
+class Deduplicate(_DoFn):
+    """(key range, slices) → duplicates by run, and counts."""
+
+    COUNTS = "counts"
+
+    @_guarded
+    def process(self, element: tuple[int, Iterable[dedup.RunSlice]]) -> Iterator[Any]:
+        """Yields (run, Duplicates), and Counts on the side."""
+        job = self._job
+        found, counts = dedup.deduplicate(
+            [dedup.RunSlice(*s) for s in element[1]],
+            job.outputs,
+            len(job.sources),
+            job.config.seed,
+            job.config.dedup == "exact",
+        )
+        yield TaggedOutput(self.COUNTS, counts)
+        for duplicates in found:
+            yield duplicates.run, duplicates.rows
+
+
+class Balance(_DoFn):
+    """All counts → the plan. Waits for the dead letters, so that they are on disk when a run fails for them."""
+
+    @_guarded
+    def process(
+        self, _: Any, counts: Iterable[Any], tallies: Iterable[tuple[int, dict]], rejected_files: Iterable[str]
+    ) -> Iterator[balance.Plan]:
+        """Yields one plan."""
+        job = self._job
+        by_source = [ledger.Tally() for _ in job.sources]
+        for source, tally in tallies:
+            by_source[source].add(ledger.Tally.from_dict(tally))
+        list(rejected_files)
+        limits = [source.max_rejects for source in job.sources]
+        plan = balance.balance(job.outputs, job.names, limits, list(counts), by_source)
+        self._progress.plan(sum(o.tokens for o in plan.outputs))
+        yield plan
+
+
+class Place(_DoFn):
+    """(run name, run and its duplicates) → blocks by bucket; an output's last bucket goes its own way."""
+
+    BLOCKS, LAST, TALLIES = "blocks", "last", "tallies"
+
+    @_guarded
+    def process(self, element: tuple[str, dict[str, Iterable[Any]]], plan: balance.Plan) -> Iterator[Any]:
+        """Yields (bucket key, block)."""
+        job = self._job
+        for run in element[1]["runs"]:
+            blocks, tally = place.place_run(
+                Run(*run),
+                list(element[1]["duplicates"]),
+                plan,
+                job.config.seed,
+                job.config.dedup == "exact",
+                job.carrier,
+            )
+            yield TaggedOutput(self.TALLIES, tally)
+            for key, block in blocks:
+                output, bucket = place.split_key(key)
+                if bucket == plan.outputs[output].buckets - 1:
+                    yield TaggedOutput(self.LAST, (place.bucket_key(output, place.LAST_BUCKET), block))
+                else:
+                    yield TaggedOutput(self.BLOCKS, (key, block))
+
+
+class Pack(beam.DoFn):
+    """Stateful packing, keyed by bucket: collects what arrives, and packs when all has arrived.
+
+    Order inside a key is nobody's promise, so nothing is packed before the end of the window.
+    """
+
+    BLOCKS = BagStateSpec("blocks", PickleCoder())
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+    SHARDS, REMAINDERS = "shards", "remainders"
+
+    def __init__(self, job: Job, last: bool):
+        self._job, self._last = job, last
+
+    def process(
+        self,
+        element: tuple[int, place.Block],
+        window=beam.DoFn.WindowParam,
+        blocks=beam.DoFn.StateParam(BLOCKS),
+        end=beam.DoFn.TimerParam(END),
+    ):
+        """Keeps a block."""
+        blocks.add((element[0], tuple(element[1])))
+        end.set(window.max_timestamp())
+
+    @on_timer(END)
+    def pack(self, blocks=beam.DoFn.StateParam(BLOCKS)):
+        """Packs the bucket."""
+        kept = list(blocks.read())
+        if not kept:
+            return
+        output, bucket = place.split_key(kept[0][0])
+        job = self._job
+        shard, remainder = buckets.pack_bucket(
+            output,
+            bucket,
+            [place.Block(*block) for _, block in kept],
+            job.outputs[output].context_length,
+            self._last,
+            job.config.tail,
+            job.carrier,
+        )
+        blocks.clear()
+        yield TaggedOutput(self.SHARDS, shard)
+        for block in remainder:
+            yield TaggedOutput(self.REMAINDERS, (place.bucket_key(output, place.LAST_BUCKET), block))
+
+
+class Write(_DoFn):
+    """Packed shard → files and their record."""
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._sequences = Metrics.counter("write", "sequences")
+        self._bytes = Metrics.counter("write", "bytes")
+
+    @_guarded
+    def process(self, shard: buckets.PackedShard, plan: balance.Plan) -> Iterator[ShardRecord]:
+        """Yields the record."""
+        job = self._job
+        shard = buckets.PackedShard(*shard)
+        planned = plan.outputs[shard.output]
+        if shard.bucket == place.LAST_BUCKET:
+            shard = shard._replace(bucket=planned.buckets - 1)
+        record = write_shard(
+            storage.join(job.output, planned.output.name),
+            shard._replace(blocks=tuple(place.Block(*block) for block in shard.blocks)),
+            planned.buckets,
+            planned.output.context_length,
+            job.tokenizer.eod_token_id,
+            job.names,
+        )
+        self._sequences.inc(record.sequences)
+        self._bytes.inc(record.bytes)
+        self._progress.add(written=sum(record.source_tokens) + record.dropped_tokens)
+        yield record
+
+
+class Finalize(_DoFn):
+    """Everything that was written → index, manifest, `_SUCCESS`. Runs on an empty output too, to refuse it."""
+
+    @_guarded
+    def process(
+        self,
+        _: Any,
+        plan: balance.Plan,
+        placed: Iterable[place.PlacedTally],
+        shards: Iterable[ShardRecord],
+        rejected_files: Iterable[str],
+    ) -> Iterator[str]:
+        """Yields the fingerprint."""
+        manifest = finalize.finalize(
+            self._job,
+            plan,
+            [place.PlacedTally(*p) for p in placed],
+            [ShardRecord(*s) for s in shards],
+            list(rejected_files),
+        )
+        yield manifest["fingerprint"]

@@ -1,0 +1,117 @@
+"""The main job: raw records of several sources in, packed and indexed sequences out.
+
+    per source:  Read → Transform → Mix ─┐
+                                         Flatten → Tokenize ─┬→ Deduplicate → Balance ─┐ (counts and plan)
+                                                             └→ Place ←────────────────┘
+                                                                  └→ Pack → Write → Finalize
+
+`python -m pipelines.prepare --config CONFIG [--output DIR] [any Beam option]` is `beam-prep run CONFIG …`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import AsIter, AsSingleton
+from apache_beam.typehints import KV, Any as AnyType
+
+from beam_prep import transforms as t
+from beam_prep.dedup import slice_run
+from beam_prep.job import Job
+from beam_prep.runner import FOLD_FROM, FOLD_TO
+
+
+def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
+    """Adds the whole job to a pipeline; the result is one element, the fingerprint of the finished output."""
+    units = (
+        pipeline
+        | "Sources" >> beam.Create(range(len(job.sources)))
+        | "Match" >> beam.ParDo(t.Match(job))
+        | "Split" >> beam.ParDo(t.Split(job))
+        | "Distribute" >> beam.Reshuffle()
+    )
+    by_source = units | FOLD_FROM >> beam.Partition(lambda unit, _: unit[0], len(job.sources))
+    documents = [
+        by_source[number]
+        | f"Read {name}" >> beam.ParDo(t.Read(job, name))
+        | f"Transform {name}" >> beam.ParDo(t.Transform(job, number))
+        | f"Mix {name}" >> beam.ParDo(t.Mix(job))
+        for number, name in enumerate(job.names)
+    ]
+    tokenized = (
+        documents
+        | FOLD_TO >> beam.Flatten()
+        | "Tokenize"
+        >> beam.ParDo(t.Tokenize(job)).with_outputs(t.Tokenize.RUNS, t.Tokenize.REJECTS, t.Tokenize.TALLIES)
+    )
+    runs = _keyed(tokenized[t.Tokenize.RUNS], str)
+    rejected = (
+        _keyed(tokenized[t.Tokenize.REJECTS], int)
+        | "Collect rejected" >> beam.GroupByKey()
+        | "Write rejected" >> beam.ParDo(t.WriteRejected(job))
+    )
+    deduplicated = (
+        runs
+        | "By key range" >> beam.FlatMap(lambda run: slice_run(t.Run(*run[1]))).with_output_types(KV[int, AnyType])
+        | "Collect key range" >> beam.GroupByKey()
+        | "Deduplicate" >> beam.ParDo(t.Deduplicate(job)).with_outputs(t.Deduplicate.COUNTS, main="duplicates")
+    )
+    plan = (
+        pipeline
+        | "Start balance" >> beam.Create([None])
+        | "Balance"
+        >> beam.ParDo(
+            t.Balance(job),
+            AsIter(deduplicated[t.Deduplicate.COUNTS]),
+            AsIter(tokenized[t.Tokenize.TALLIES]),
+            AsIter(rejected),
+        )
+    )
+    placed = (
+        {"runs": runs, "duplicates": _keyed(deduplicated.duplicates, str)}
+        | "Join duplicates" >> beam.CoGroupByKey()
+        | "Place"
+        >> beam.ParDo(t.Place(job), AsSingleton(plan)).with_outputs(t.Place.BLOCKS, t.Place.LAST, t.Place.TALLIES)
+    )
+    records = [*_pack_and_write(placed, job, plan)] | "All shards" >> beam.Flatten()
+    return (
+        pipeline
+        | "Start finalize" >> beam.Create([None])
+        | "Finalize"
+        >> beam.ParDo(
+            t.Finalize(job), AsSingleton(plan), AsIter(placed[t.Place.TALLIES]), AsIter(records), AsIter(rejected)
+        )
+    )
+
+
+def _pack_and_write(placed: Any, job: Job, plan: beam.PCollection) -> list[beam.PCollection]:
+    """Packs every bucket; the last one of an output also takes the rests of the others."""
+    tags = (t.Pack.SHARDS, t.Pack.REMAINDERS)
+    packed = (
+        _keyed(placed[t.Place.BLOCKS], int) | "Pack" >> beam.ParDo(t.Pack(job, last=False)).with_outputs(*tags)
+    )
+    last = (
+        (_keyed(placed[t.Place.LAST], int), _keyed(packed[t.Pack.REMAINDERS], int))
+        | "With remainders" >> beam.Flatten()
+    )
+    packed_last = _keyed(last, int) | "Pack last" >> beam.ParDo(t.Pack(job, last=True)).with_outputs(*tags)
+    written = []
+    for label, shards in (("Write", packed[t.Pack.SHARDS]), ("Write last", packed_last[t.Pack.SHARDS])):
+        if job.carrier.is_files:  # references only: spread the copying over all workers
+            shards = shards | f"Distribute {label.lower()}" >> beam.Reshuffle()
+        written.append(shards | label >> beam.ParDo(t.Write(job), AsSingleton(plan)))
+    return written
+
+
+def _keyed(elements: beam.PCollection, key: type) -> beam.PCollection:
+    """Tells Beam that tagged elements are pairs, and what their keys are."""
+    elements.element_type = KV[key, AnyType]
+    return elements
+
+
+if __name__ == "__main__":
+    from beam_prep.launch import main
+
+    sys.exit(main())
