@@ -322,7 +322,7 @@ def _to_text(value: Any) -> str:
 
 
 def _compile_text(source: str, special_tokens: Sequence[str], name: str, strings: set[str]) -> Renderer:
-    """A Jinja2 text template. One that only joins fields and literals becomes a plain function, 4 times faster."""
+    """A Jinja2 text template. One that only joins fields and literals becomes a plain function, 3 times faster."""
     # Longest first, so that a token that begins like another one is found whole.
     used = sorted((token for token in special_tokens if token in source), key=lambda token: (-len(token), token))
     marked = source.strip()
@@ -332,6 +332,7 @@ def _compile_text(source: str, special_tokens: Sequence[str], name: str, strings
     try:
         parts = _plain_parts(environment.parse(marked))
         compiled = environment.from_string(marked)
+        compiled.globals = dict(compiled.globals)  # Jinja copies it for every record; its ChainMap takes 7 µs
     except TemplateError as error:
         raise ConfigError(f"template {name or source[:40]!r}: {error}; see the Jinja2 documentation") from None
 
@@ -412,10 +413,18 @@ def _compile_chat(chat: Chat, special_tokens: Sequence[str], name: str) -> Rende
     roles, role_key, content_key = chat.roles, chat.role, chat.content
     pairs = list(chat.pairs.items()) if chat.pairs else None
 
+    def other_content(value: Any, number: int, key: str) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return str(value)
+        raise Reject("wrong_type", f"{chat.messages}[{number}].{key} is {json_type(value)}, not string")
+
     def render(record: dict, context: Context) -> Document:
-        messages: list[Message] = []
+        messages: list[tuple[str, str]] = []
+        skipped = 0
         if system is not None:
-            messages.append(Message("system", system(record, context)))
+            messages.append(("system", system(record, context)))
         turns = lookup(record, chat.messages)
         if not isinstance(turns, list):
             raise Reject("wrong_type", f"field {chat.messages!r} is {json_type(turns)}, not list")
@@ -424,31 +433,27 @@ def _compile_chat(chat: Chat, special_tokens: Sequence[str], name: str) -> Rende
                 raise Reject("wrong_type", f"{chat.messages}[{number}] is {json_type(turn)}, not object")
             if pairs is not None:
                 for role, key in pairs:
-                    messages.append(Message(role, _content(turn, key, chat.messages, number)))
+                    content = turn.get(key)
+                    messages.append((role, content if type(content) is str else other_content(content, number, key)))
                 continue
             raw_role = turn.get(role_key)
             role = roles.get(raw_role) if isinstance(raw_role, str) else None
             if role is None:
-                context.skipped_turns["unknown_role"] = context.skipped_turns.get("unknown_role", 0) + 1
+                skipped += 1
                 continue
-            messages.append(Message(role, _content(turn, content_key, chat.messages, number)))
+            content = turn.get(content_key)
+            messages.append((role, content if type(content) is str else other_content(content, number, content_key)))
         tail = after(record, context) if after is not None else ""
-        return chat_segments(messages, f"\n\n{tail}" if tail else "")
+        segments = chat_segments(messages, f"\n\n{tail}" if tail else "")
+        if skipped:
+            context.skipped_turns["unknown_role"] = context.skipped_turns.get("unknown_role", 0) + skipped
+        return segments
 
     return render
 
 
-def _content(turn: dict, key: str, where: str, number: int) -> str:
-    value = turn.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise Reject("wrong_type", f"{where}[{number}].{key} is {json_type(value)}, not string")
-    return value
-
-
-def chat_segments(messages: Sequence[Message], after: str = "") -> Segments:
-    """ChatML of Qwen3: `<|im_start|>ROLE\\nCONTENT<|im_end|>` for each message, joined by one newline.
+def chat_segments(messages: Sequence[tuple[str, str]], after: str = "") -> Segments:
+    """ChatML of Qwen3: `<|im_start|>ROLE\\nCONTENT<|im_end|>` for each (role, content), joined by one newline.
 
     A message with empty content is skipped.
 

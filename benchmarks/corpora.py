@@ -33,7 +33,7 @@ def read_texts(path: Path) -> Iterator[str]:
     """The `text` of every record of a .jsonl, .jsonl.gz or .jsonl.zst file."""
     with open(path, "rb") as raw:
         if path.suffix == ".gz":
-            lines: Iterable[bytes] = gzip.open(raw)
+            lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
             lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw), 1 << 20)
         else:
@@ -55,7 +55,7 @@ def interleaved(sources: list[list[str]]) -> list[str]:
 
 
 def distinct(text: str, number: int, repetition: int) -> str:
-    """`text` under a number of its own, rotated by lines (or words) as the repetition says; repetition 0 is unrotated."""
+    """`text` under a number of its own, rotated by lines (or words) as the repetition says; repetition 0 is not."""
     between = "\n" if text.count("\n") > 1 else " "
     pieces = text.split(between)
     start = int(len(pieces) * (repetition * _STEP % 1))
@@ -92,7 +92,7 @@ def make_corpus(size: int, out: Path, files: int = 4, source: Path = DEFAULT_SOU
     stamp = out / "corpus.json"
     if stamp.exists():
         made = json.loads(stamp.read_text())
-        if made["asked"] == asked and all(p.exists() and p.stat().st_size == n for p, n in zip(paths, made["sizes"])):
+        if made["asked"] == asked and made["sizes"] == [p.stat().st_size if p.exists() else -1 for p in paths]:
             return paths
     out.mkdir(parents=True, exist_ok=True)
     for old in (stamp, *out.glob("corpus-*.jsonl")):

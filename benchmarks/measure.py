@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_CLOCK = os.sysconf("SC_CLK_TCK")
 _TICK = 0.05  # seconds between two looks at the resident memory
 _TICKS_A_SCAN = 4  # looks between two scans for new processes; one that lives for less than 0.2 s may be missed
 _TICKS_A_PSS = 40  # looks between two sums of proportional memory, which cost milliseconds of the process's own time
@@ -25,9 +26,11 @@ class Measured(NamedTuple):
     seconds: float
     """Wall time, from start to exit: imports, loading and writing included."""
     cpu_seconds: float
-    """User and system time of the process and of every child that it waited for."""
+    """User and system time of the process tree."""
+    other_cores: float
+    """Cores that the rest of the machine kept busy meanwhile; where it is high the timing is worth little."""
     peak_rss: int
-    """Bytes: the largest sum of resident memory over the process tree. Pages that processes share count in each."""
+    """Bytes: the largest sum of resident memory over the process tree; 0 without /proc. Shared pages count in each."""
     peak_pss: int
     """Bytes: the same with shared pages divided among their users, looked at every 2 s; 0 where it is not to be had."""
     stdout: str
@@ -37,7 +40,7 @@ class Measured(NamedTuple):
 def run(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Measured:
     """Runs a command to its end; `env` is added to the environment. The tree is ended if this is interrupted."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        start = time.perf_counter()
+        busy, start = _busy(), time.perf_counter()
         process = subprocess.Popen(
             command, env={**os.environ, **(env or {})}, cwd=cwd, stdout=out, stderr=err, start_new_session=True
         )
@@ -46,6 +49,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path 
         try:
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
+            busy = _busy() - busy
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             watch.stop()
@@ -55,15 +59,20 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path 
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
-    own_peak = usage.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
-    return Measured(
-        process.returncode,
-        seconds,
-        usage.ru_utime + usage.ru_stime,
-        max(watch.rss, own_peak),
-        watch.pss,
-        *texts,
-    )
+    # Not usage.ru_maxrss: a child starts with its parent's.
+    cpu = max(usage.ru_utime + usage.ru_stime, sum(watch.cpu.values()))
+    others = max(0.0, busy - cpu) / seconds
+    return Measured(process.returncode, seconds, cpu, others, watch.rss, watch.pss, *texts)
+
+
+def _busy() -> float:
+    """CPU seconds that the whole machine has worked since it started (stolen time included); 0 where unknown."""
+    try:
+        with open("/proc/stat", "rb") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except OSError:
+        return 0.0
+    return (user + nice + system + irq + softirq + steal) / _CLOCK
 
 
 class _Watch(threading.Thread):
@@ -74,6 +83,8 @@ class _Watch(threading.Thread):
         self._root = pid
         self._done = threading.Event()
         self.rss = self.pss = 0
+        self.cpu: dict[int, float] = {}
+        """Process → CPU seconds when last looked at; for those that nobody waits for."""
 
     def stop(self) -> None:
         self._done.set()
@@ -83,17 +94,18 @@ class _Watch(threading.Thread):
         tick, pids = 0, [self._root]
         while os.path.isdir("/proc/self") and not self._done.wait(_TICK):
             if tick % _TICKS_A_SCAN == 0:
-                pids = _tree(self._root)
-            self.rss = max(self.rss, sum(map(_rss, pids)))
+                seen = _tree(self._root)
+                self.cpu.update(seen)
+                pids = list(seen)
+            self.rss = max(self.rss, sum(map(_rss, pids)), _high_water(self._root))
             tick += 1
             if tick % _TICKS_A_PSS == 0:
                 self.pss = max(self.pss, sum(map(_pss, pids)))
 
 
-def _tree(root: int) -> list[int]:
-    """Process ids of `root`, its descendants, and whatever else belongs to its session."""
-    parents: dict[int, int] = {}
-    found = {root}
+def _tree(root: int) -> dict[int, float]:
+    """`root`, its descendants, and whatever else belongs to its session: process → its CPU seconds so far."""
+    processes: dict[int, tuple[int, int, float]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -101,17 +113,13 @@ def _tree(root: int) -> list[int]:
                     fields = file.read().rpartition(b")")[2].split()
             except OSError:
                 continue  # it has ended
-            parents[int(name)] = int(fields[1])
-            if int(fields[3]) == root:
-                found.add(int(name))
-    grown = True
-    while grown:
-        grown = False
-        for pid, parent in parents.items():
-            if parent in found and pid not in found:
-                found.add(pid)
-                grown = True
-    return sorted(found)
+            processes[int(name)] = int(fields[1]), int(fields[3]), (int(fields[11]) + int(fields[12])) / _CLOCK
+    found = {pid for pid, (_, session, _) in processes.items() if pid == root or session == root}
+    while True:
+        grown = {pid for pid, (parent, _, _) in processes.items() if parent in found} - found
+        if not grown:
+            return {pid: processes[pid][2] for pid in found}
+        found |= grown
 
 
 def _rss(pid: int) -> int:
@@ -119,6 +127,15 @@ def _rss(pid: int) -> int:
         with open(f"/proc/{pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE
     except (OSError, IndexError):
+        return 0
+
+
+def _high_water(pid: int) -> int:
+    """Peak resident memory of one process as the kernel keeps it, which no look between two ticks can miss."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"VmHWM:"))
+    except (OSError, StopIteration):
         return 0
 
 

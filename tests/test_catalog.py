@@ -97,7 +97,8 @@ def ref_ecqa(row):
 
     return [
         f"Question: {row['q_text']}\n\nOptions:\n"
-        f"A) {option('q_op1')}\nB) {option('q_op2')}\nC) {option('q_op3')}\nD) {option('q_op4')}\nE) {option('q_op5')}\n\n"
+        f"A) {option('q_op1')}\nB) {option('q_op2')}\nC) {option('q_op3')}\n"
+        f"D) {option('q_op4')}\nE) {option('q_op5')}\n\n"
         f"Reasoning:\n{row.get('taskA_pos') or '(no positive reasoning)'}\n"
         f"{row.get('taskA_neg') or '(no negative reasoning)'}\n\n"
         f"Conclusion: {row['taskB']}\n\nAnswer: {row['q_ans']}"
@@ -116,9 +117,7 @@ def ref_stackexchange(row):
 
 def ref_code_contests(row):
     tests = row.get("public_tests") or {"input": [], "output": []}
-    shown = "\n\n".join(
-        "Input: " + i + "\nOutput: " + o for i, o in zip(tests["input"], tests["output"], strict=True)
-    )
+    shown = "\n\n".join("Input: " + i + "\nOutput: " + o for i, o in zip(tests["input"], tests["output"], strict=True))
     texts = []
     for number, (name, fence) in {2: ("C++", "cpp"), 3: ("Python3", "python"), 4: ("Java", "java")}.items():
         pairs = zip(row["solutions"]["language"], row["solutions"]["solution"], strict=True)
@@ -920,13 +919,12 @@ def test_fuzz():
     chance = random.Random(20240607)
     rows, names = seeds_of_fuzz(), catalog.names()
     seen = Counter()
-    for number in range(int(os.environ.get("BEAM_PREP_FUZZ", "40000"))):
+    for number in range(int(os.environ.get("BEAM_PREP_FUZZ", "100000"))):
         name = names[number % len(names)]
         row = chance.choice(rows[name])
         for _ in range(chance.choice((1, 1, 2, 4))):
-            row = mutate(row, chance)
-        if not isinstance(row, dict):
-            continue
+            mutated = mutate(row, chance)
+            row = mutated if isinstance(mutated, dict) else row
         before = json.dumps(row) if number % 64 == 0 else None
         try:
             document = RENDERERS[name](row, Context(number, {}))

@@ -194,6 +194,9 @@ def test_chat_roles():
     form = {"chat": {"messages": "a.m", "role": "who", "content": "says", "roles": {"bot": "assistant"}}}
     assert render(form, {"a": {"m": turns}}, skipped=skipped).text() == "<|im_start|>assistant\nx<|im_end|>"
     assert skipped == {"unknown_role": 6}
+    with pytest.raises(Reject, match="no message"):
+        render(form, {"a": {"m": turns[1:]}}, skipped=skipped)
+    assert skipped == {"unknown_role": 6}, "turns of a rejected record are not counted"
 
 
 def test_chat_pairs():

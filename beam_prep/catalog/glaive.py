@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from beam_prep.templates import Draw
 
-_MARKER = re.compile("(USER|ASSISTANT|FUNCTION RESPONSE):")
+_MARKERS = ("USER:", "ASSISTANT:", "FUNCTION RESPONSE:")
 
 
 def turns(record: dict, draw: Draw) -> dict[str, Any]:
     """`system` without its prefix ("" where there is none) and `turns`: [{role: marker, content: text}].
 
-    Text before the first marker is a turn without a role, which the chat skips and counts.
+    A marker is named without its colon. Text before the first one is a turn without a role, which the chat skips and
+    counts.
     """
     # The end of every reply of the assistant is marked in the data; the chat form says the same.
-    before, *rest = _MARKER.split(record["chat"].replace("<|endoftext|>", ""))
+    chat = record["chat"].replace("<|endoftext|>", "")
+    cuts = [(0, "")]
+    for marker in _MARKERS:  # with find: a regular expression for all three takes 3 times longer
+        place = chat.find(marker)
+        while place >= 0:
+            cuts.append((place, marker))
+            place = chat.find(marker, place + len(marker))
+    cuts.sort()
+    ends = [place for place, _ in cuts[1:]] + [len(chat)]
     found = [
-        {"role": marker, "content": content.strip()} for marker, content in zip(rest[::2], rest[1::2], strict=True)
+        {"role": marker[:-1], "content": chat[place + len(marker) : end].strip()}
+        for (place, marker), end in zip(cuts, ends, strict=True)
     ]
-    if before.strip():
-        found.insert(0, {"role": None, "content": before.strip()})
+    if not found[0]["content"]:
+        del found[0]
     return {"system": (record.get("system") or "").removeprefix("SYSTEM: "), "turns": found}
