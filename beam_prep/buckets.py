@@ -116,7 +116,7 @@ def _remainder(content: Bucket, rest: np.ndarray, bucket: int, output: int, carr
         own = rows[owner == index]
         if carrier.is_files:
             placed = carrier.put(f"packed/{output}/{bucket:06d}.rest-{index}", [own.tobytes()])
-            blocks.append(Block(bucket + 1, origin.source, placed, origin.tokens, origin.files))
+            blocks.append(Block(bucket + 1, origin.source, placed, origin.tokens, origin.files, origin.once))
         else:
             views = row_views(carriers.load(origin.tokens), own)
             blocks.append(inline_block(bucket + 1, origin.source, own, views, origin.files))
@@ -171,6 +171,25 @@ def _pread(descriptor: int, offset: int, size: int, path: str) -> bytes:
             raise OSError(f"{path}: ends before byte {offset + size}")
         parts.append(more)
     return b"".join(parts)
+
+
+def release_written(shard: PackedShard, spans: np.ndarray, rows: np.ndarray, row_blocks: np.ndarray) -> None:
+    """Gives back the spilled tokens of the documents that are wholly in a finished shard; see `carrier.release`."""
+    # A document that goes on in another shard, and all that follow it in its run, keep their tokens.
+    placed = np.zeros(len(rows), np.int64)
+    np.add.at(placed, spans["row"], spans["length"])
+    unfinished = placed < rows["tokens"]
+    for index in np.unique(row_blocks).tolist():
+        block = shard.blocks[index]
+        if not block.once or not isinstance(block.tokens, FileSlice):
+            continue
+        own = row_blocks == index
+        begins = rows["start"][own]
+        ends = begins + rows["tokens"][own]
+        open_ = begins[unfinished[own]]
+        low = int(begins.min())
+        high = int(open_.min()) if len(open_) else int(ends.max())
+        carriers.release(block.tokens, 4 * low, 4 * (high - low))
 
 
 def paths_of(blocks: Sequence[Block]) -> list[dict[int, str]]:

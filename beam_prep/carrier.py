@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -60,6 +61,31 @@ def load(payload: Payload) -> bytes:
                 raise OSError(f"{payload.path}: ends before byte {payload.offset + payload.size}")
             data += more
     return data
+
+
+def release(pieces: FileSlice, offset: int, size: int) -> None:
+    """Gives the disk and page cache of a part that nobody will read again back, where the system can (Linux).
+
+    The spilled tokens and the finished shards then never stand side by side on the disk, and the shards are written
+    into memory that was just freed, which costs a virtual machine far less than fresh memory.
+    """
+    if _fallocate is None or size <= 0:
+        return
+    with open(pieces.path, "r+b", buffering=0) as file:
+        _fallocate(
+            file.fileno(), _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(pieces.offset + offset), ctypes.c_int64(size)
+        )
+
+
+def _find_fallocate():
+    try:
+        return ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_fallocate = _find_fallocate()
 
 
 def part(payload: Payload, offset: int, size: int) -> Payload:

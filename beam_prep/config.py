@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from beam_prep.errors import ConfigError
 
@@ -17,6 +25,16 @@ MIN_CHARS_FOR_LONG = 32_000
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "in", "not_in")
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("needs a number; YAML reads yes, no, on and off as true and false")
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_no_switch)]
+_Float = Annotated[float, BeforeValidator(_no_switch)]
 
 
 class _Model(BaseModel):
@@ -52,13 +70,19 @@ class FieldFilter(_Model):
         return {name: given[name] for name in _COMPARISONS if name in given}
 
 
+def _listed(fields: Any) -> list[Any]:
+    if not isinstance(fields, list):
+        raise ValueError("`fields` is a list of comparisons, each a mapping like {field: score, ge: 3}")
+    return fields
+
+
 class Filter(_Model):
     """What is kept of a source. Each criterion is a reason of its own in the ledger."""
 
-    min_chars: int | None = Field(None, ge=0, description="Least characters of the rendered text.")
-    max_chars: int | None = Field(None, ge=0, description="Most characters of the rendered text.")
-    min_tokens: int | None = Field(None, ge=0, description="Least tokens, the separator not counted.")
-    max_tokens: int | None = Field(None, ge=0, description="Most tokens, the separator not counted.")
+    min_chars: _Int | None = Field(None, ge=0, description="Least characters of the rendered text.")
+    max_chars: _Int | None = Field(None, ge=0, description="Most characters of the rendered text.")
+    min_tokens: _Int | None = Field(None, ge=0, description="Least tokens, the separator not counted.")
+    max_tokens: _Int | None = Field(None, ge=0, description="Most tokens, the separator not counted.")
     long: bool = Field(False, description=f"At least {MIN_CHARS_FOR_LONG:,} characters.")
     fields: list[FieldFilter] = Field(default_factory=list, description="Comparisons on raw fields.")
 
@@ -74,14 +98,14 @@ class Filter(_Model):
                     return value
                 for key, entry in part.items():
                     if key == "fields":
-                        merged.setdefault("fields", []).extend(entry)
+                        merged["fields"] = [*merged.get("fields", []), *_listed(entry)]
                     else:
                         merged[key] = entry
             return merged
         if isinstance(value, dict) and "field" in value:
             inner = {k: v for k, v in value.items() if k in (*_COMPARISONS, "field", "when_present")}
             outer = {k: v for k, v in value.items() if k not in inner}
-            return {**outer, "fields": [inner, *outer.get("fields", [])]}
+            return {**outer, "fields": [inner, *_listed(outer.get("fields", []))]}
         return value
 
     @model_validator(mode="after")
@@ -110,10 +134,10 @@ class Dataset(_Model):
     )
     text_field: str | None = Field(None, min_length=1, description="Shorthand: the field that holds the text.")
     input: list[str] = Field(description="A pattern or a list: local, gs://, s3://.", min_length=1)
-    epochs: float | None = Field(None, ge=0, le=1e6, description="How often each document is seen.")
-    weight: float | None = Field(None, gt=0, description="Share of the final tokens.")
+    epochs: _Float | None = Field(None, ge=0, le=1e6, description="How often each document is seen.")
+    weight: _Float | None = Field(None, gt=0, description="Share of the final tokens.")
     filter: Filter = Field(default_factory=Filter)
-    max_rejects: float | None = Field(None, ge=0, le=1, description="Overrides the run's max_rejects.")
+    max_rejects: _Float | None = Field(None, ge=0, le=1, description="Overrides the run's max_rejects.")
 
     @field_validator("name")
     @classmethod
@@ -140,14 +164,14 @@ class Stage(_Model):
     """One training stage: an output of its own, from the documents that fit it."""
 
     name: str
-    context_length: int = Field(ge=2)
+    context_length: _Int = Field(ge=2)
     purposes: list[str] | None = Field(None, description="Catalogue purposes that take part; absent: all.")
     datasets: dict[str, dict[str, float]] | list[str] | None = Field(
         None, description="Sources that take part, by name, optionally each with its weight or epochs."
     )
-    min_chars: int | None = Field(None, ge=0)
-    min_tokens: int | None = Field(None, ge=0)
-    total_tokens: float | None = Field(None, gt=0)
+    min_chars: _Int | None = Field(None, ge=0)
+    min_tokens: _Int | None = Field(None, ge=0)
+    total_tokens: _Float | None = Field(None, gt=0)
 
     @field_validator("name")
     @classmethod
@@ -162,17 +186,17 @@ class Config(_Model):
 
     tokenizer: str = Field("qwen3", min_length=1, description="Bundled name, Hub id, local folder or gs:// folder.")
     tokenizer_backend: Literal["auto", "fastokens", "huggingface"] = "auto"
-    context_length: int = Field(32_768, ge=2, le=2**31, description="Tokens a sequence.")
-    seed: int = Field(0, ge=0, lt=2**63)
+    context_length: _Int = Field(32_768, ge=2, le=2**31, description="Tokens a sequence.")
+    seed: _Int = Field(0, ge=0, lt=2**63)
     output: str = Field("out", min_length=1)
     datasets: Annotated[list[Dataset], Field(min_length=1)]
     splits: dict[str, float] | None = None
     packing: Literal["concat", "best_fit"] = "concat"
     tail: Literal["pad", "drop"] = "pad"
     dedup: Literal["exact", "none"] = "exact"
-    max_rejects: float = Field(0.01, ge=0, le=1, description="Share of a source's records; above it the run fails.")
-    total_tokens: float | None = Field(None, gt=0)
-    max_epochs: float = Field(1.0, gt=0)
+    max_rejects: _Float = Field(0.01, ge=0, le=1, description="Share of a source's records; above it the run fails.")
+    total_tokens: _Float | None = Field(None, gt=0)
+    max_epochs: _Float = Field(1.0, gt=0)
     stages: Literal["qwen3"] | list[Stage] | None = None
 
     @field_validator("datasets")
@@ -203,8 +227,8 @@ def parse_config(text: str, name: str = "<configuration>", overrides: dict[str, 
     """Checks the text of a configuration; see `load_config`."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        duplicates = list(_duplicate_keys(node)) if node is not None else []
         raw = yaml.safe_load(text)
+        duplicates = list(_duplicate_keys(node, set())) if node is not None else []
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -217,23 +241,30 @@ def parse_config(text: str, name: str = "<configuration>", overrides: dict[str, 
         config = Config.model_validate(raw)
     except ValidationError as error:
         problems += [_explain(item, node) for item in error.errors()]
-    else:
-        problems += _refused(config)
-        if not problems:
-            return config
+    problems += _refused(raw, node)
+    if not problems:
+        return config
     plural = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
     raise ConfigError("\n".join([f"{name}: {plural}", *(f"  {p}" for p in problems)]))
 
 
-def _refused(config: Config) -> list[str]:
+def _refused(raw: dict[str, Any], node: yaml.Node | None) -> list[str]:
     """What the models accept by form, but this version does not do."""
     problems = []
+
+    def refuse(location: tuple, remedy: str) -> None:
+        line = _line(node, location)
+        place = f"line {line}: " if line else ""
+        problems.append(f"{place}`{_dotted(location)}` is not available in this version; {remedy}")
+
     for key in _LATER:
-        if getattr(config, key) != Config.model_fields[key].get_default(call_default_factory=True):
-            problems.append(f"`{key}` is not available in this version; remove it")
-    for index, dataset in enumerate(config.datasets):
-        if dataset.weight is not None:
-            problems.append(f"`datasets[{index}].weight` is not available in this version; use `epochs`")
+        default = Config.model_fields[key].get_default(call_default_factory=True)
+        if raw.get(key, default) != default:
+            refuse((key,), "remove it")
+    datasets = raw.get("datasets")
+    for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):
+        if isinstance(dataset, dict) and dataset.get("weight") is not None:
+            refuse(("datasets", index, "weight"), "use `epochs`")
     return problems
 
 
@@ -252,18 +283,24 @@ def _read_text(path: str) -> str:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
-def _duplicate_keys(node: yaml.Node):
-    """Yields (key, line) of every key that a mapping holds twice; YAML would silently keep the last one."""
+def _duplicate_keys(node: yaml.Node, known: set[int]):
+    """Yields (key, line) of every key that a mapping holds twice; YAML would silently keep the last one.
+
+    `known`: nodes that were looked at before, since an alias repeats (or holds) one.
+    """
+    if id(node) in known:
+        return
+    known.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             if key.value in seen:
                 yield key.value, key.start_mark.line + 1
             seen.add(key.value)
-            yield from _duplicate_keys(value)
+            yield from _duplicate_keys(value, known)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            yield from _duplicate_keys(value)
+            yield from _duplicate_keys(value, known)
 
 
 def _line(node: yaml.Node | None, location: tuple) -> int | None:
@@ -285,11 +322,13 @@ def _line(node: yaml.Node | None, location: tuple) -> int | None:
 
 def _explain(error: dict[str, Any], node: yaml.Node | None) -> str:
     """One line for one pydantic error: place, key, what is wrong, what to do."""
-    location = tuple(part for part in error["loc"] if not _is_branch(part))
+    *outer, last = error["loc"] or ("",)
+    unknown_key = error["type"] == "extra_forbidden"  # which may well be called `list`
+    location = tuple(p for p in outer if not _is_branch(p)) + ((last,) if unknown_key or not _is_branch(last) else ())
     key = _dotted(location)
     line = _line(node, location)
     place = f"line {line}: " if line else ""
-    if error["type"] == "extra_forbidden":
+    if unknown_key:
         unknown, known = str(location[-1]), _known_keys(location[:-1])
         near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
@@ -320,4 +359,5 @@ def _known_keys(location: tuple) -> list[str]:
     for part in location:
         nested = {"datasets": Dataset, "filter": Filter, "fields": FieldFilter, "stages": Stage}.get(str(part))
         model = nested or model
-    return [field.alias or name for name, field in model.model_fields.items()]
+    models = [Filter, FieldFilter] if model is Filter else [model]  # a filter may be a comparison
+    return [field.alias or name for m in models for name, field in m.model_fields.items()]

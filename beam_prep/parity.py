@@ -9,7 +9,7 @@ from beam_prep.mix import id_text
 from beam_prep.tokenizer import Encoder, HuggingFaceEncoder, TokenizerSpec
 
 SAMPLE_ONE_IN = 2048
-MAX_CHARS = 65_536
+MAX_CHARS = 16_384
 """A longer piece is compared by its beginning."""
 
 

@@ -50,6 +50,8 @@ class Block(NamedTuple):
     """uint32; `start` counts within it."""
     files: Payload
     """JSON {file number: path}."""
+    once: bool
+    """Whether every document of the run is written once at most, so that its tokens may go when they are in a shard."""
 
 
 class PlacedTally(NamedTuple):
@@ -97,21 +99,23 @@ def place_run(
     dropped = (rank > 0) & drop
     starts = np.cumsum(entries["tokens"], dtype=np.uint64) - entries["tokens"]
     ids = entry_ids(entries)
-    written = np.zeros(len(entries), bool)
-    blocks: list[tuple[int, Block]] = []
+    total = np.zeros(len(entries), np.int64)
+    everywhere: list[tuple[np.ndarray, int, int]] = []
     tokens, numbers = [], []
     for index, planned in enumerate(plan.outputs):
         output = planned.output
         mask = member(output, run.source, entries, ids) & ~dropped
         times = np.where(mask, copies(ids, seed, output.rates[run.source]), 0)
-        written |= times > 0
         rows = np.repeat(np.arange(len(entries)), times)
         copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
         placed = _placed_rows(entries, starts, ids, rank, rows, copy, seed)
         tokens.append(int(placed["tokens"].sum(dtype=np.int64)))
         numbers.append(len(placed))
-        blocks += _blocks(run, placed, index, planned.buckets, carrier)
-    documents = int(written.sum())
+        total += times
+        everywhere.append((placed, index, planned.buckets))
+    once = bool(total.max(initial=0) <= 1)
+    blocks = [pair for part in everywhere for pair in _blocks(run, *part, once, carrier)]
+    documents = int((total > 0).sum())
     repeats = int(dropped.sum())
     tally = PlacedTally(
         run.name, run.source, documents, len(entries) - documents - repeats, repeats, tuple(tokens), tuple(numbers)
@@ -140,7 +144,7 @@ def _placed_rows(
 
 
 def _blocks(
-    run: Run, placed: np.ndarray, output: int, buckets: int, carrier: Carrier
+    run: Run, placed: np.ndarray, output: int, buckets: int, once: bool, carrier: Carrier
 ) -> Iterator[tuple[int, Block]]:
     if not len(placed):
         return
@@ -152,7 +156,7 @@ def _blocks(
             continue
         if carrier.is_files:
             kept_rows = carriers.part(kept, start * PLACED.itemsize, (end - start) * PLACED.itemsize)
-            block = Block(0, run.source, kept_rows, run.tokens, run.files)
+            block = Block(0, run.source, kept_rows, run.tokens, run.files, once)
         else:
             assert isinstance(tokens, bytes)
             rows = placed[start:end]
@@ -168,7 +172,7 @@ def inline_block(
     moved["start"] = np.cumsum(placed["tokens"], dtype=np.uint64) - placed["tokens"]
     named = {str(n) for n in np.unique(placed["file"]).tolist()}
     paths = {n: p for n, p in orjson.loads(carriers.load(files)).items() if n in named}
-    return Block(rank, source, moved.tobytes(), b"".join(tokens), orjson.dumps(paths))
+    return Block(rank, source, moved.tobytes(), b"".join(tokens), orjson.dumps(paths), False)
 
 
 def row_views(tokens: bytes, placed: np.ndarray) -> list[memoryview]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import os
 import queue
 import threading
 import zlib
@@ -139,8 +140,15 @@ def decompressed(file: BinaryIO, path: str) -> Iterator[bytes]:
 
 
 def _stored(file: BinaryIO) -> Iterator[bytes]:
-    reader = io.BufferedReader(file, CHUNK_BYTES) if not isinstance(file, io.RawIOBase) else file
-    while chunk := reader.read(CHUNK_BYTES):
+    if not isinstance(file, io.FileIO):
+        reader = io.BufferedReader(file, CHUNK_BYTES)  # type: ignore[type-var]
+        while chunk := reader.read(CHUNK_BYTES):
+            yield chunk
+        return
+    while chunk := file.read(CHUNK_BYTES):
+        # What is read once need not stay in the page cache: the spill is written into the memory that this frees.
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), file.tell() - len(chunk), len(chunk), os.POSIX_FADV_DONTNEED)
         yield chunk
 
 

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from beam_prep import carrier as carriers
 from beam_prep import storage
-from beam_prep.buckets import PackedShard, gather, paths_of, shard_spans
-from beam_prep.mix import id_text
+from beam_prep.buckets import PackedShard, gather, paths_of, release_written, shard_spans
 from beam_prep.place import COPY_BITS, PLACED
 from beam_prep.reading import prefetch
 
@@ -73,11 +72,13 @@ def write_shard(
 
     size = shard.sequences * context_length * 4
     padding = size // 4 - int(spans["length"].sum(dtype=np.int64))
-    digest = hashlib.sha256()
-    with storage.write_atomic(storage.join(folder, tokens_path)) as file:
-        for chunk in prefetch(lambda: shard_bytes(spans, rows, row_blocks, shard, context_length, eod)):
-            digest.update(chunk)
-            file.write(chunk)
+    path = storage.join(folder, tokens_path)
+    if shard.blocks and all(block.once for block in shard.blocks) and storage.size(path) == size:
+        # An earlier attempt finished this very shard, and gave back the tokens that it was made of.
+        digest = _sha256(path)
+    else:
+        digest = _write_tokens(path, shard_bytes(spans, rows, row_blocks, shard, context_length, eod))
+    release_written(shard, spans, rows, row_blocks)
 
     sources = np.array([block.source for block in shard.blocks], np.int64)[row_blocks]
     table = documents_table(spans, rows, row_blocks, sources, shard, names)
@@ -97,7 +98,7 @@ def write_shard(
         tokens_path,
         shard.sequences,
         size,
-        digest.hexdigest(),
+        digest,
         documents_path,
         hashlib.sha256(documents).hexdigest(),
         len(spans),
@@ -108,6 +109,24 @@ def write_shard(
         _sums(span_source[begins], None, count),
         int((begins & ~whole).sum()),
     )
+
+
+def _write_tokens(path: str, chunks: Iterator[bytes]) -> str:
+    """Writes a file, its bytes made in another thread; returns their sha256."""
+    digest = hashlib.sha256()
+    with storage.write_atomic(path) as file:
+        for chunk in prefetch(lambda: chunks):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_read(path) as file:
+        while chunk := file.read(_WRITE_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sums(groups: np.ndarray, weights: np.ndarray | None, count: int) -> tuple[int, ...]:
@@ -149,6 +168,13 @@ def shard_bytes(
     yield b"".join(pending)
 
 
+def _id_strings(high: np.ndarray, low: np.ndarray) -> pa.Array:
+    """Ids as strings of 32 hexadecimal digits (`mix.id_text`), all at once."""
+    digits = np.stack([high, low], axis=1).astype(">u8").tobytes().hex().encode()
+    offsets = np.arange(0, 32 * len(high) + 1, 32, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(high), pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
 def documents_table(
     spans: np.ndarray,
     rows: np.ndarray,
@@ -176,7 +202,6 @@ def documents_table(
     distinct = sorted(set(file_names))
     place = {name: n for n, name in enumerate(distinct)}
     file_index = np.array([place[n] for n in file_names], np.int32)[inverse.reshape(-1)]
-    ids = [id_text(high, low) for high, low in zip(picked["high"].tolist(), picked["low"].tolist(), strict=True)]
     return pa.table(
         {
             "sequence": pa.array(spans["sequence"]),
@@ -187,7 +212,7 @@ def documents_table(
             ),
             "file": pa.DictionaryArray.from_arrays(pa.array(file_index), pa.array(distinct, pa.string())),
             "offset": pa.array(picked["offset"]),
-            "id": pa.array(ids, pa.string()),
+            "id": _id_strings(picked["high"], picked["low"]),
             "copy": pa.array(picked["copy"]),
             "continuation": pa.array(position > 0),
             "position": pa.array(position),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ RUN_BYTES = 64 << 20
 """Token bytes at which a run is closed (file carrier): what a worker holds in memory, twice."""
 ENGINE_RUN_BYTES = 4 << 20
 """The same for the engine's shuffle, whose elements must stay small."""
+_SWITCH_SECONDS = 2e-4
+"""How long a thread may hold the GIL while another waits. With Python's 5 ms the encoder, which needs it for moments
+only, waits longer than it works."""
 _BATCHES_IN_FLIGHT = 3
 _RUNS_IN_FLIGHT = 1
 
@@ -39,6 +43,7 @@ class Tokenization:
         run_bytes: int | None = None,
     ):
         """`limits`: one a source."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._encoder: Encoder = encoder(spec, backend)
         self._carrier, self._seed, self._limits = carrier, seed, limits
         self._run_bytes = run_bytes or (RUN_BYTES if carrier.is_files else ENGINE_RUN_BYTES)

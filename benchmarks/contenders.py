@@ -20,7 +20,7 @@ _BATCH = 2_000_000  # characters that are encoded at a time
 
 
 def raw(files: list[Path], tokenizer: Path, out: Path) -> dict:
-    """The raw limit: one thread that reads, parses, encodes and writes; no shuffle, no packing, no checks."""
+    """The raw limit: one loop that reads, parses, encodes and writes; no shuffle, no packing, no checks."""
     import fastokens
     import numpy as np
     import orjson

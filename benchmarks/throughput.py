@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,15 +47,16 @@ class Contender(NamedTuple):
     env: tuple[tuple[str, str], ...] = ()
 
 
+# RAYON_NUM_THREADS alone leaves fastokens a thread pool of its own, whose threads work beside the caller's.
+_ONE_THREAD = (("FASTOKENS_BPE_THREADS", "1"), ("RAYON_NUM_THREADS", "1"))
 CONTENDERS = {
     OURS: Contender("beam-prep run"),
-    "raw": Contender(
-        "raw limit: read, parse, encode, write, one thread", ("fastokens",), env=(("RAYON_NUM_THREADS", "1"),)
-    ),
+    "raw": Contender("raw limit: read, parse, encode, write", ("fastokens",)),
+    "raw-one": Contender("the same, encoding on one thread", ("fastokens",), env=_ONE_THREAD),
     "forager": Contender("data-forager's indexer", ("data_forager", "tokenizers"), sliced=True),
     "datatrove": Contender("datatrove's DocumentTokenizer", ("datatrove", "tokenizers"), sliced=True),
     "gigatoken": Contender("gigatoken and write, corpus in RAM", ("gigatoken", "awkward")),
-    "megatron": Contender("the same, as Megatron-LM joins separators", ("gigatoken", "awkward")),
+    "megatron": Contender("the same, separators joined as in Megatron-LM", ("gigatoken", "awkward")),
 }
 
 TARGETS: tuple[tuple[str, Callable[[dict], float | None], float, bool], ...] = (
@@ -115,7 +117,7 @@ class Bench:
 
     def python(self, name: str) -> str:
         """The interpreter that a contender runs in."""
-        return sys.executable if name in (OURS, "raw") else self.args.peer_python
+        return sys.executable if name in (OURS, "raw", "raw-one") else self.args.peer_python
 
     def missing(self, name: str) -> list[str]:
         """Modules that a contender needs and does not have."""
@@ -145,7 +147,15 @@ class Bench:
         else:
             out.mkdir()
             script = REPOSITORY / "benchmarks" / "contenders.py"
-            command = [self.python(name), str(script), name, "--tokenizer", str(self.tokenizer), "--out", str(out)]
+            command = [
+                self.python(name),
+                str(script),
+                name.partition("-")[0],
+                "--tokenizer",
+                str(self.tokenizer),
+                "--out",
+                str(out),
+            ]
             command += map(str, self.inputs(name))
         os.sync()  # what an earlier run has yet to write must not slow this one
         measured = run(command, dict(CONTENDERS[name].env), REPOSITORY)
@@ -297,6 +307,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Runs the benchmark and prints its table."""
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running contender is ended too
     try:
         bench = Bench(args)
     except FileNotFoundError as error:

@@ -150,12 +150,12 @@ def ref_openbookqa(row):
 
 def ref_soda(row):
     narrative = info_of(row)["narrative"]
-    systems = [narrative + "\n\n" + prompt for prompt in row.get("prompt") or [] if prompt] or [narrative]
+    systems = [narrative + "\n\n" + prompt for prompt in row["prompt"] if prompt]
     return [Talk([("system", system), *log_of(row)]) for system in systems]
 
 
 def ref_multiwoz(row):
-    prompts = [prompt for prompt in row.get("prompt") or [] if prompt] or [""]
+    prompts = [prompt for prompt in row["prompt"] if prompt]
     return [Talk([("system", prompt), *log_of(row)]) for prompt in prompts]
 
 
@@ -284,8 +284,8 @@ def test_metadata_is_the_contracts():
 
 def test_required_fields_are_the_contracts():
     for name, (*_, required) in table().items():
-        # What lies inside `original dialog info` is checked in code; a prompt is "possibly absent or empty".
-        fields = [field for field in required if field not in ("narrative", "chosen_topic", "prompt")]
+        # What lies inside `original dialog info` is checked in code.
+        fields = [field for field in required if field not in ("narrative", "chosen_topic")]
         assert list(catalog.entry(name).required) == fields
 
 
@@ -706,10 +706,9 @@ def test_logs(name):
 
 @pytest.mark.parametrize("name", ["soda", "multiwoz"])
 def test_prompts(name):
-    plain = dialog(name, prompt=[])
-    assert dialog(name, prompt=None) == dialog(name, prompt=[None, ""]) == plain
-    assert outcome(name, without(example(name), "prompt")) == plain
-    assert ("system\n" in plain) == (name == "soda")  # what is left there is the narrative
+    assert dialog(name, prompt=[]) == dialog(name, prompt=[None, ""]) == ("empty_field",)
+    assert dialog(name, prompt=None) == ("null_field",)
+    assert outcome(name, without(example(name), "prompt")) == ("missing_field",)
     assert "P" in dialog(name, prompt=[None, "P", ""])
     for bad in ("P", 1, {"P": 1}, [1], ["P", ["Q"]], [{}]):
         assert dialog(name, prompt=bad) == ("wrong_type",)
@@ -719,7 +718,6 @@ def test_soda_system_message():
     log, info = [turn("u", "s")], {"narrative": "N"}
     talk = "\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\ns<|im_end|>"
     assert dialog("soda", log=log, prompt=["P"], **{INFO: info}) == "<|im_start|>system\nN\n\nP<|im_end|>" + talk
-    assert dialog("soda", log=log, prompt=[], **{INFO: info}) == "<|im_start|>system\nN<|im_end|>" + talk
 
 
 NEEDED = [("soda", "narrative"), ("wizard-of-wikipedia", "chosen_topic")]

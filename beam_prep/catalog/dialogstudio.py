@@ -18,20 +18,20 @@ _INFO = "original dialog info"
 
 
 def soda(record: dict, draw: Draw) -> dict[str, Any]:
-    """`log`, `narrative` and `prompt`: one of the prompts, or "" where there is none.
+    """`log`, `narrative` and `prompt`: one of the prompts.
 
     Raises:
-      Reject: no narrative, or a shape is wrong.
+      Reject: no narrative, no prompt with text, or a shape is wrong.
     """
     narrative = required_text(_info(record), "narrative", _INFO)
     return {"log": record["log"], "narrative": narrative, "prompt": _prompt(record, draw)}
 
 
 def multiwoz(record: dict, draw: Draw) -> dict[str, Any]:
-    """`log` and `prompt`: one of the prompts, or "" where there is none.
+    """`log` and `prompt`: one of the prompts.
 
     Raises:
-      Reject: a shape is wrong.
+      Reject: no prompt with text, or a shape is wrong.
     """
     return {"log": record["log"], "prompt": _prompt(record, draw)}
 
@@ -85,5 +85,7 @@ def _info(record: dict) -> dict[str, Any]:
 
 
 def _prompt(record: dict, draw: Draw) -> str:
-    prompts = texts(record.get("prompt"), "prompt")
-    return draw.choice(prompts) if prompts else ""
+    prompts = texts(record["prompt"], "prompt")
+    if not prompts:
+        raise Reject("empty_field", "required field 'prompt' holds no text")
+    return draw.choice(prompts)
