@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     classifiers=[
-        "Development Status :: 4 - Beta",
+        "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

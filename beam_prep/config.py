@@ -117,12 +117,22 @@ class Filter(_Model):
         return self
 
     def over(self, default: Filter) -> Filter:
-        """This filter with a template's `default` criteria where it says nothing of its own."""
+        """This filter with a template's `default` criteria where it says nothing of its own.
+
+        Raises:
+          ConfigError: the two contradict each other.
+        """
         own = {name: getattr(self, name) for name in self.model_fields_set if name != "fields"}
         named = {comparison.field for comparison in self.fields}
         fields = [c for c in default.fields if c.field not in named] + list(self.fields)
         base = {name: getattr(default, name) for name in default.model_fields_set if name != "fields"}
-        return Filter(**{**base, **own}, fields=fields)
+        try:
+            return Filter(**{**base, **own}, fields=fields)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(
+                f"filter: {reason}; one of them is the template's, which a null in the dataset's filter takes away"
+            ) from None
 
 
 class Dataset(_Model):
@@ -336,6 +346,7 @@ def _explain(error: dict[str, Any], node: yaml.Node | None) -> str:
     if error["type"] == "missing":
         return f"{place}`{key}` is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
+    message = re.sub(r"valid dictionary or instance of \w+", "mapping (`key: value` pairs)", message)
     given = error.get("input")
     shown = f" (given: {str(given)[:60]!r})" if isinstance(given, (str, int, float, bool)) else ""
     message = message[:1].lower() + message[1:]

@@ -18,7 +18,7 @@ from beam_prep.config import Config, load_config
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
 from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.job import Job, make_job, resolve_sources
-from beam_prep.sources import match_source, signature
+from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
 WORK_FOLDER = ".work"
@@ -44,6 +44,8 @@ class Prepared(NamedTuple):
     options: RunOptions
     input_bytes: int
     """Stored bytes of all inputs."""
+    compressed_bytes: int = 0
+    """Those of them that are compressed."""
 
 
 class AlreadyDone(Exception):
@@ -79,7 +81,8 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
     job = make_job(config, sources, tokenizer, signature(files), work)
     _check_output(job, options.overwrite)
     storage.require_writable(config.output)
-    return Prepared(job, options, sum(file.size for file in files))
+    compressed = sum(file.size for file in files if is_compressed(file.path))
+    return Prepared(job, options, sum(file.size for file in files), compressed)
 
 
 def _work_folder(output: str) -> str:

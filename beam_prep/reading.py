@@ -78,20 +78,21 @@ def _owned_lines(
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
     first = True
     for lines, offsets in batches:
-        if first:
-            first = False
-            if span.start:
-                lines, offsets = lines[1:], offsets[1:]
-            elif lines and lines[0].startswith(_BOM):
-                lines[0] = lines[0][len(_BOM) :]
-                offsets[0] += len(_BOM)
-        if span.end >= 0 and len(offsets) and offsets[-1] >= span.end:
+        bom = first and not span.start and lines[0].startswith(_BOM)
+        if first and span.start:
+            lines, offsets = lines[1:], offsets[1:]
+        first = False
+        done = span.end >= 0 and len(offsets) > 0 and bool(offsets[-1] >= span.end)
+        if done:
             count = int(np.searchsorted(offsets, span.end))
-            if count:
-                yield lines[:count], offsets[:count]
-            return
+            lines, offsets = lines[:count], offsets[:count]
+        if bom and lines:  # after the cut: the mark lies within the first line's range
+            lines[0] = lines[0][len(_BOM) :]
+            offsets[0] += len(_BOM)
         if lines:
             yield lines, offsets
+        if done:
+            return
 
 
 def split_lines(chunks: Iterable[bytes], position: int) -> Iterator[tuple[list[bytes], np.ndarray]]:
@@ -167,8 +168,10 @@ def _frames(chunks: Iterable[bytes], new_frame: Callable) -> Iterator[bytes]:
             data = chunk[begin : begin + _SLICE_BYTES]
             while data:
                 if frame is None:
-                    if started and not data.strip(b"\0"):
-                        break  # zero padding after the last frame, as tape tools leave it
+                    if started:  # zero padding between frames or after the last one, as xz and tape tools leave it
+                        data = data.lstrip(b"\0")
+                        if not data:
+                            break
                     frame, started = new_frame(), True
                 part = frame.decompress(data)
                 out.append(part)
@@ -179,10 +182,10 @@ def _frames(chunks: Iterable[bytes], new_frame: Callable) -> Iterator[bytes]:
             if ready >= CHUNK_BYTES:
                 yield b"".join(out)
                 out, ready = [], 0
-    if out:
+    if ready:
         yield b"".join(out)
-    if frame is not None:
-        raise EOFError("the compressed stream ends too early")
+    if frame is not None or not started:
+        raise EOFError("the compressed stream ends too early" if started else "no compressed stream in it")
 
 
 _DONE = object()

@@ -195,13 +195,11 @@ def documents_table(
     position = picked["position"] + spans["position"]
     paths = paths_of(shard.blocks)
     block_of_span = row_blocks[row]
-    pairs, inverse = np.unique(
-        np.stack([block_of_span, picked["file"].astype(np.int64)], axis=1), axis=0, return_inverse=True
-    )
-    file_names = [paths[block][file] for block, file in pairs.tolist()]
+    pairs, inverse = np.unique(block_of_span << 32 | picked["file"], return_inverse=True)
+    file_names = [paths[pair >> 32][pair & 0xFFFFFFFF] for pair in pairs.tolist()]
     distinct = sorted(set(file_names))
     place = {name: n for n, name in enumerate(distinct)}
-    file_index = np.array([place[n] for n in file_names], np.int32)[inverse.reshape(-1)]
+    file_index = np.array([place[n] for n in file_names], np.int32)[inverse]
     return pa.table(
         {
             "sequence": pa.array(spans["sequence"]),

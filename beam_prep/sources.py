@@ -59,10 +59,13 @@ def match_source(name: str, patterns: Sequence[str]) -> list[InputFile]:
 
 
 def signature(files: Iterable[InputFile]) -> str:
-    """A hash of what the files are (path, size, time of change): equal inputs, equal signature."""
+    """A hash of what the files are (number, path, size, time of change): equal inputs, equal signature.
+
+    The numbers tell apart how the files of several sources are dealt out among them.
+    """
     state = xxhash.xxh3_128()
     for file in files:
-        state.update(f"{file.path}\0{file.size}\0{file.modified}\0".encode())
+        state.update(f"{file.number}\0{file.path}\0{file.size}\0{file.modified}\0".encode())
     return state.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections import deque
@@ -27,6 +28,14 @@ _BATCHES_IN_FLIGHT = 3
 _RUNS_IN_FLIGHT = 1
 
 
+def tune_interpreter() -> None:
+    """Sets a process up for many threads and millions of small objects without cycles."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    # Views and records would have the collector walk through all of Beam again and again.
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 50)
+
+
 class Tokenization:
     """Encodes batches in the order they are added; one encoder thread, one writer thread.
 
@@ -43,7 +52,7 @@ class Tokenization:
         run_bytes: int | None = None,
     ):
         """`limits`: one a source."""
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        tune_interpreter()
         self._encoder: Encoder = encoder(spec, backend)
         self._carrier, self._seed, self._limits = carrier, seed, limits
         self._run_bytes = run_bytes or (RUN_BYTES if carrier.is_files else ENGINE_RUN_BYTES)

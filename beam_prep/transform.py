@@ -180,18 +180,9 @@ def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBat
         except Filtered as filtered:
             tally.filtered[filtered.reason] += 1
             continue
-        except Reject as reject:
-            tally.rejected[reject.code] += 1
-            rejects.append(
-                Rejected(batch.path, int(batch.offsets[index]), reject.code, reject.message, raw_record(line))
-            )
-            continue
         except Exception as error:  # a template or a user's function that fails on one row must not stop the run
-            tally.rejected["template_error"] += 1
-            message = f"{type(error).__name__}: {error}"[:500]
-            rejects.append(
-                Rejected(batch.path, int(batch.offsets[index]), "template_error", message, raw_record(line))
-            )
+            rejects.append(_rejected(error, batch.path, int(batch.offsets[index]), line))
+            tally.rejected[rejects[-1].reason] += 1
             continue
         documents.append(document)
         kept.append(index)
@@ -212,6 +203,16 @@ def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBat
         rejects,
         np.empty((0, 2), np.uint64),
     )
+
+
+def _rejected(error: Exception, path: str, offset: int, line: bytes) -> Rejected:
+    if isinstance(error, Reject):
+        code, message = error.code, error.message
+    else:
+        code, message = "template_error", f"{type(error).__name__}: {error}"
+    # What failed may be a text that no file can hold.
+    message = message[:500].encode("utf-8", "backslashreplace").decode()
+    return Rejected(path, offset, code, message, raw_record(line))
 
 
 def _check_text(document: Document) -> None:

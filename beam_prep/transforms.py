@@ -34,6 +34,7 @@ class _DoFn(beam.DoFn):
 
     def setup(self) -> None:
         """Opens what a worker needs."""
+        tokenization.tune_interpreter()
         self._progress = Progress(self._job.carrier.work)
 
 

@@ -1,0 +1,65 @@
+"""Beam's own options: passed through, but a misspelt one is an error and not silently dropped."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from beam_prep.errors import ConfigError
+from beam_prep.launch import LOCAL_RUNNERS
+
+_OURS = ("--output", "--seed", "--runner", "--workers", "--overwrite", "--debug", "--quiet")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Beam's parser, as far as its option classes need it."""
+
+    def add_value_provider_argument(self, *args: Any, **kwargs: Any) -> None:
+        """Takes an option whose value may come later (templates)."""
+        self.add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"option {message.removeprefix('argument ')}")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """(CONFIG, Beam's options) of what a call has beside our own options.
+
+    CONFIG is the first argument that is no option and does not follow one, since that may be its value.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    for index, argument in enumerate(arguments):
+        follows = index > 0 and arguments[index - 1].startswith("-") and "=" not in arguments[index - 1]
+        if not argument.startswith("-") and not follows:
+            return argument, (*arguments[:index], *arguments[index + 1 :])
+    raise ConfigError("CONFIG is missing: give the configuration's path first, then options")
+
+
+def check_beam_options(arguments: Sequence[str], runner: str) -> None:
+    """Checks what is handed to Beam.
+
+    Raises:
+      ConfigError: names an option that nobody knows, or a value that does not fit.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for options in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(arguments))
+    known = [*_OURS, *(name for action in parser._actions for name in action.option_strings)]
+    for argument in unknown:
+        name = argument.split("=", 1)[0]
+        if not name.startswith("-"):
+            if runner in LOCAL_RUNNERS:
+                raise ConfigError(f"argument {argument!r} belongs to no option; a run has one CONFIG")
+            continue
+        # Another runner may have options of its own, but not one that is nearly ours.
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near or runner in LOCAL_RUNNERS:
+            hint = f"; did you mean {near[0]}?" if near else "; neither beam-prep nor Beam has it"
+            raise ConfigError(f"unknown option {name}{hint}")

@@ -1,0 +1,139 @@
+"""What every command does around its work: errors in one line, Ctrl-C, and logs that are worth reading."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from beam_prep.errors import BeamPrepError, from_runner
+
+DEBUG = "beam_prep.debug"
+INTERRUPTED = 130
+_NOISE = re.compile(
+    "No semi_persistent_directory|Converting string literal type hint|Creating state cache|Discarding unparseable args"
+    "|Make sure that locally built Python SDK|Dropping |could not be downloaded|is not a valid timestamp combiner"
+)
+_LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit)\b.*)$", re.M)
+_interrupted = threading.Event()
+
+
+class Commands(click.Group):
+    """A group whose commands end in an exit status and one clear message, never in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            with _interruptible():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except BaseException as error:
+            debug = ctx.meta.get(DEBUG, False)
+            if debug:
+                traceback.print_exc()
+            # In-process runners wrap the interruption in an error of their own.
+            if _interrupted.is_set() or isinstance(error, (KeyboardInterrupt, click.Abort)):
+                click.echo("interrupted: nothing is marked as finished; the same command starts again", err=True)
+                ctx.exit(INTERRUPTED)
+            if isinstance(error, SystemExit):
+                raise
+            message, status = explain(error)
+            click.echo(f"error: {message}", err=True)
+            ctx.exit(status)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """(what a user is told, exit status)."""
+    known = from_runner(error)
+    if known is not None:
+        return known.message, known.exit_status
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:  # another process's
+        found = _LAST_ERROR.findall(text)
+        reason = found[-1] if found else text.splitlines()[-1]
+    else:
+        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{reason}\nthis was not foreseen: --debug shows where it comes from; please report it", BeamPrepError.exit_status
+
+
+def debug_option(command: Any) -> Any:
+    """Adds `--debug`."""
+
+    def keep(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.meta[DEBUG] = value or ctx.meta.get(DEBUG, False)
+
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, callback=keep, help="Show tracebacks and the log of the runner."
+    )(command)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C once ends a command in good order, twice at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _interrupted.clear()
+
+    def stop(*_: Any) -> None:
+        if _interrupted.is_set():
+            os._exit(INTERRUPTED)
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    def thread_failed(arguments: threading.ExceptHookArgs) -> None:
+        if not _interrupted.is_set():
+            threading.__excepthook__(arguments)
+
+    before, hook = signal.signal(signal.SIGINT, stop), threading.excepthook
+    threading.excepthook = thread_failed
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if not _interrupted.is_set():
+            threading.excepthook = hook
+
+
+class _Handler(logging.Handler):
+    """Writes to what `sys.stderr` is at that moment, which a progress display replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def set_up_logs(debug: bool) -> None:
+    """Warnings that a user can use; with `debug` everything. Call it before Beam is imported."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, _Handler):
+            root.removeHandler(handler)
+    handler = _Handler()
+    root.addHandler(handler)
+    if debug:
+        root.setLevel(logging.INFO)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        return
+    # gRPC's C++ side writes past Python's logging.
+    for name, value in (("GRPC_VERBOSITY", "ERROR"), ("GLOG_minloglevel", "2"), ("ABSL_MIN_LOG_LEVEL", "2")):
+        os.environ.setdefault(name, value)
+    root.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # What Beam logs with a traceback it also raises, and that is what the user is told.
+    if _interrupted.is_set() or (record.name.startswith("apache_beam") and record.exc_info):
+        return False
+    return not _NOISE.search(record.getMessage())

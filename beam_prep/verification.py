@@ -1,0 +1,278 @@
+"""Verify: hold an output against its own manifest, down to every token. Reads only; one shard in memory at a time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import orjson
+
+from beam_prep import storage
+from beam_prep.config import Config
+from beam_prep.errors import BeamPrepError, ConfigError
+from beam_prep.finalize import MANIFEST, SUCCESS
+from beam_prep.findings import Figures, Finding, Progress, read_if_there, shown
+from beam_prep.index import FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, sample_locations
+from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, parse_manifest
+from beam_prep.split_checks import check_leaks
+from beam_prep.token_checks import check_tokens
+from beam_prep.tokenizer import BUNDLED, resolve
+
+_OTHER_FILES = (SUCCESS, MANIFEST, "report.html", "run.json")
+
+
+def verify(output: str, quick: bool = False, progress: Progress = lambda size: None) -> list[Finding]:
+    """Everything that is off in an output, the most telling first; an empty list if nothing is.
+
+    Args:
+      quick: leaves out what needs the tokens, the sidecars or the rejected records.
+
+    Raises:
+      ConfigError: there is no such folder.
+    """
+    if storage.is_local(output) and not storage.exists(output):
+        raise ConfigError(f"{output}: no such folder; give the output of a run")
+    manifest, findings = _read_manifest(output)
+    if manifest is None:
+        return findings
+    for name, entry in manifest.outputs.items():
+        findings += check_files(output, name, entry)
+    findings += check_settings(manifest)
+    for name, entry in manifest.outputs.items():
+        findings += check_figures(manifest, name, entry)
+        findings += check_index(output, name, entry)
+    findings += check_ledger(manifest)
+    if not quick:
+        for name, entry in manifest.outputs.items():
+            findings += check_tokens(output, name, entry, manifest, progress)
+        findings += check_leaks(output, manifest)
+        findings += check_rejected(output, manifest)
+    findings += check_orphans(output, manifest)
+    return findings
+
+
+def _read_manifest(output: str) -> tuple[Manifest | None, list[Finding]]:
+    mark = read_if_there(storage.join(output, SUCCESS))
+    if mark is None:
+        problem = "is missing: the run has not finished, or this is no output; run the job (again)"
+        return None, [Finding(SUCCESS, problem)]
+    success = mark.decode("ascii", "replace").strip()
+    data = read_if_there(storage.join(output, MANIFEST))
+    if data is None:
+        return None, [Finding(MANIFEST, "is missing")]
+    try:
+        manifest = parse_manifest(data)
+    except ValueError as error:
+        return None, [Finding(MANIFEST, f"is damaged: {error}")]
+    if success != manifest.fingerprint:
+        return manifest, [
+            Finding(SUCCESS, f"is of run {success[:12]!r}, but {MANIFEST} is of run {manifest.fingerprint[:12]!r}")
+        ]
+    return manifest, []
+
+
+def check_files(output: str, name: str, entry: OutputEntry) -> list[Finding]:
+    """Every shard is there with its size, and every sidecar is there."""
+    findings = []
+    for shard in entry.shards:
+        size = storage.size(storage.join(output, name, shard.path))
+        if size is None:
+            findings.append(Finding(f"{name}/{shard.path}", "is missing"))
+        elif size != shard.bytes:
+            findings.append(Finding(f"{name}/{shard.path}", f"{size:,} bytes on disk, {shard.bytes:,} were written"))
+        if storage.size(storage.join(output, name, shard.documents)) is None:
+            findings.append(Finding(f"{name}/{shard.documents}", "is missing"))
+    return findings
+
+
+def check_settings(manifest: Manifest) -> list[Finding]:
+    """What the manifest says of itself agrees with the configuration that it holds."""
+    check = Figures(MANIFEST)
+    asked = manifest.configuration
+    for key in ("seed", "context_length"):
+        check.equal(key, getattr(manifest, key), asked.get(key, Config.model_fields[key].default), "in `configuration`")
+    if "stages" not in asked:
+        for name, entry in manifest.outputs.items():
+            check.equal(
+                f"outputs.{name}.context_length", entry.context_length, manifest.context_length, "in `context_length`"
+            )
+    named = [d.get("name") for d in asked.get("datasets") or [] if isinstance(d, dict)]
+    check.equal("sources of the ledger", sorted(manifest.ledger), sorted(map(str, named)), "in `configuration`")
+    for name, entry in manifest.outputs.items():
+        unknown = sorted(set(entry.sources) - set(manifest.ledger))
+        check.equal(f"sources of outputs.{name} outside the ledger", len(unknown), 0, "expected")
+    tokenizer = manifest.tokenizer
+    check.equal(
+        "tokenizer.name",
+        tokenizer.name,
+        asked.get("tokenizer", Config.model_fields["tokenizer"].default),
+        "in `configuration`",
+    )
+    if tokenizer.name in BUNDLED:
+        spec = resolve(tokenizer.name)
+        for key in ("sha256", "eod_token_id", "vocab_size"):
+            check.equal(f"tokenizer.{key}", getattr(tokenizer, key), getattr(spec, key), "in the tokenizer")
+    if tokenizer.eod_token_id >= tokenizer.vocab_size:
+        check.add(f"tokenizer.eod_token_id {tokenizer.eod_token_id} is outside of the vocabulary")
+    return check.findings
+
+
+def check_figures(manifest: Manifest, name: str, entry: OutputEntry) -> list[Finding]:
+    """The figures of one output add up."""
+    check = Figures(f"{MANIFEST}: outputs.{name}")
+    length = entry.context_length
+    check.equal("sequences", entry.sequences, sum(s.sequences for s in entry.shards), "in its shards")
+    check.equal("tokens", entry.tokens, sum(s.tokens for s in entry.sources.values()), "from its sources")
+    check.equal(
+        "sequences × context_length", entry.sequences * length, entry.tokens + entry.padding, "as tokens + padding"
+    )
+    for shard in entry.shards:
+        check.equal(f"{shard.path}: bytes", shard.bytes, 4 * length * shard.sequences, "as sequences of uint32")
+    paths = [path for shard in entry.shards for path in (shard.path, shard.documents)]
+    check.equal("files of its shards", len(paths), len(set(paths)), "of distinct names")
+    concat = manifest.configuration.get("packing", "concat") == "concat"
+    drops = manifest.configuration.get("tail", "pad") == "drop"
+    if concat and entry.padding >= (1 if drops else length):
+        check.add(f"padding is {entry.padding:,}: more than the end of one sequence")
+    if entry.dropped_tokens >= (length if drops else 1):
+        check.add(f"dropped_tokens is {entry.dropped_tokens:,}: more than `tail` of the configuration may leave out")
+    for source, part in entry.sources.items():
+        share = part.tokens / entry.tokens if entry.tokens else 0.0
+        if not math.isclose(part.share, share, rel_tol=1e-9):
+            check.add(f"sources.{source}.share is {part.share}, but its tokens are {share} of all")
+        if part.copies < part.documents:
+            check.add(f"sources.{source}: {part.documents:,} documents, but {part.copies:,} copies of them")
+        _check_epochs(check, manifest, source, part.epochs, drops)
+    copies = sum(part.copies for part in entry.sources.values())
+    if not entry.cut_documents <= copies <= sum(s.spans for s in entry.shards):
+        check.add(f"{entry.cut_documents:,} cut_documents, {copies:,} copies and the spans of the shards do not agree")
+    return check.findings
+
+
+def _check_epochs(check: Figures, manifest: Manifest, source: str, epochs: float, drops: bool) -> None:
+    """At rate r each document is there floor(r) or ceil(r) times, and so the realised epochs lie between."""
+    asked = manifest.dataset(source)
+    if "weight" in asked or {"stages", "total_tokens"} & set(manifest.configuration):
+        return
+    rate = asked.get("epochs", 1.0)
+    low, high = (0 if drops else math.floor(rate)), math.ceil(rate)
+    if not low - 1e-9 <= epochs <= high + 1e-9:
+        check.add(f"sources.{source}.epochs is {epochs:g}, but {rate:g} were asked for")
+
+
+def check_index(output: str, name: str, entry: OutputEntry) -> list[Finding]:
+    """The index is, byte for byte, the one that follows from the shards."""
+    paths = "".join(f"{shard.path}\n" for shard in entry.shards).encode()
+    locations = sample_locations([s.sequences for s in entry.shards], 4 * entry.context_length)
+    findings = []
+    for file, expected in ((FILE_LOCATION, paths), (SAMPLE_LOCATIONS, locations.tobytes())):
+        place = f"{name}/{INDEX_FOLDER}/{file}"
+        found = read_if_there(storage.join(output, place))
+        if found is None:
+            findings.append(Finding(place, "is missing"))
+        elif len(found) != len(expected):
+            findings.append(Finding(place, f"{len(found):,} bytes, but the shards need {len(expected):,}"))
+        elif found != expected:
+            findings.append(
+                Finding(place, f"differs from what the shards need at byte {_first_difference(found, expected)}")
+            )
+    return findings
+
+
+def _first_difference(found: bytes, expected: bytes) -> int:
+    return int(np.nonzero(np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8))[0][0])
+
+
+def check_ledger(manifest: Manifest) -> list[Finding]:
+    """Every record of a source went somewhere, and its tokens are in the outputs."""
+    findings: list[Finding] = []
+    for source, entry in manifest.ledger.items():
+        check = Figures(f"{MANIFEST}: ledger.{source}")
+        check.equal(
+            "records", entry.records, _ends(entry), "as rejected + filtered + duplicates + sampled_out + documents"
+        )
+        parts = [o.sources[source] for o in manifest.outputs.values() if source in o.sources]
+        check.equal("tokens", entry.tokens, sum(p.tokens for p in parts), "in the outputs")
+        in_outputs = [p.documents for p in parts] or [0]
+        if any(o.dropped_tokens for o in manifest.outputs.values()):
+            enough = True  # documents that lie wholly in what `tail` drops are in no output
+        else:
+            enough = entry.documents <= sum(in_outputs)
+        if not enough or entry.documents < max(in_outputs):
+            check.add(f"documents is {entry.documents:,}, but the outputs hold {', '.join(map(shown, in_outputs))}")
+        if manifest.configuration.get("dedup") == "none":
+            check.equal("duplicates", entry.duplicates, 0, "because `dedup: none` keeps them")
+        findings += check.findings
+    return findings
+
+
+def _ends(entry: LedgerEntry) -> int:
+    lost = sum(entry.rejected.values()) + sum(entry.filtered.values())
+    return lost + entry.duplicates + entry.sampled_out + entry.documents
+
+
+def check_rejected(output: str, manifest: Manifest) -> list[Finding]:
+    """The rejected records are there, each under the reason that the ledger counts."""
+    found: dict[str, Counter] = {}
+    findings = []
+    for path in manifest.rejected_files:
+        if storage.size(storage.join(output, path)) is None:
+            findings.append(Finding(path, "is missing"))
+            continue
+        try:
+            with storage.open_read(storage.join(output, path)) as stored, gzip.GzipFile(fileobj=stored) as lines:
+                for line in io.BufferedReader(lines):
+                    letter = orjson.loads(line)
+                    found.setdefault(letter["dataset"], Counter())[letter["reason"]] += 1
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+            findings.append(Finding(path, f"cannot be read ({error})"))
+    if findings:
+        return findings
+    for source, entry in manifest.ledger.items():
+        counted = {reason: count for reason, count in entry.rejected.items() if count}
+        in_files = dict(found.get(source, {}))
+        if counted != in_files:
+            problem = f"rejected is {_reasons(counted)}, but the rejected files hold {_reasons(in_files)}"
+            findings.append(Finding(f"{MANIFEST}: ledger.{source}", problem))
+    return findings
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "nothing"
+
+
+def check_orphans(output: str, manifest: Manifest) -> list[Finding]:
+    """Nothing lies in the output that the manifest does not know."""
+    known = {*_OTHER_FILES, *manifest.rejected_files}
+    for name, entry in manifest.outputs.items():
+        known |= {f"{name}/{INDEX_FOLDER}/{file}" for file in (FILE_LOCATION, SAMPLE_LOCATIONS)}
+        known |= {f"{name}/{path}" for shard in entry.shards for path in (shard.path, shard.documents)}
+    orphans = [path for path in _relative_paths(output) if path not in known]
+    if not orphans:
+        return []
+    more = f" (and {len(orphans) - 1} more)" if len(orphans) > 1 else ""
+    return [Finding(orphans[0], f"belongs to no shard, index or record of this output{more}; delete it")]
+
+
+def _relative_paths(output: str) -> Iterable[str]:
+    base = output.rstrip("/") + "/"
+    for file in storage.list_files(output.rstrip("/") or "/"):
+        path = file.path.replace("\\", "/")
+        yield path[len(base) :] if path.startswith(base) else path
+
+
+def require_intact(output: str) -> None:
+    """The quick checks, for an output that is about to be relied on.
+
+    Raises:
+      BeamPrepError: names the first finding.
+    """
+    findings = verify(output, quick=True)
+    if findings:
+        place, problem = findings[0]
+        raise BeamPrepError(f"{storage.join(output, place)}: {problem}; run the job again with --overwrite")
