@@ -39,6 +39,22 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     raise ConfigError("CONFIG is missing: give the configuration's path first, then options")
 
 
+def check_runner(name: str) -> None:
+    """Checks that there is such a runner.
+
+    Raises:
+      ConfigError: Beam does not know it, or lacks what it needs.
+    """
+    if name in LOCAL_RUNNERS:
+        return
+    from apache_beam.runners.runner import create_runner
+
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f"--runner {name}: {error}") from None
+
+
 def check_beam_options(arguments: Sequence[str], runner: str) -> None:
     """Checks what is handed to Beam.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from beam_prep.place import PLACED, Block, inline_block, row_views
 
 _GAP_BYTES = 256 << 10
 """Bytes between two documents of a file that are rather read than skipped."""
+_MAP_BYTES = 1 << 20
 
 Packer = Callable[[np.ndarray, int], Packed]
 
@@ -153,24 +155,21 @@ def _read_rows(payload: FileSlice, placed: np.ndarray) -> list[memoryview]:
     with open(payload.path, "rb", buffering=0) as file:
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
             low, high = int(begins[order[first]]), int(reach[last - 1])
-            data = memoryview(_pread(file.fileno(), low, high - low, payload.path))
+            data = _file_view(file.fileno(), low, high - low, payload.path)
             for row in order[first:last].tolist():
                 views[row] = data[int(begins[row]) - low : int(ends[row]) - low]
     return views
 
 
-def _pread(descriptor: int, offset: int, size: int, path: str) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    if len(data) == size:
-        return data
-    parts = [data]
-    while sum(map(len, parts)) < size:
-        done = sum(map(len, parts))
-        more = os.pread(descriptor, size - done, offset + done)
-        if not more:
-            raise OSError(f"{path}: ends before byte {offset + size}")
-        parts.append(more)
-    return b"".join(parts)
+def _file_view(descriptor: int, offset: int, size: int, path: str) -> memoryview:
+    """Bytes of a file, large parts mapped rather than copied."""
+    if os.fstat(descriptor).st_size < offset + size:
+        raise OSError(f"{path}: ends before byte {offset + size}")
+    if size < _MAP_BYTES:
+        return memoryview(os.pread(descriptor, size, offset))
+    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+    mapped = mmap.mmap(descriptor, offset + size - begin, access=mmap.ACCESS_READ, offset=begin)
+    return memoryview(mapped)[offset - begin :]
 
 
 def release_written(shard: PackedShard, spans: np.ndarray, rows: np.ndarray, row_blocks: np.ndarray) -> None:

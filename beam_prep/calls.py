@@ -63,7 +63,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         reason = found[-1] if found else text.splitlines()[-1]
     else:
         reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"{reason}\nthis was not foreseen: --debug shows where it comes from; please report it", BeamPrepError.exit_status
+    return (
+        f"{reason}\nthis was not foreseen: --debug shows where it comes from; please report it",
+        BeamPrepError.exit_status,
+    )
 
 
 def debug_option(command: Any) -> Any:

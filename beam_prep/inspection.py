@@ -189,6 +189,15 @@ def read_sequence(output: str, manifest: Manifest, name: str, number: int, decod
     return DecodedSequence(name, number, shard.path, offset, len(ids), padding, spans)
 
 
+def as_json(sequence: DecodedSequence) -> dict[str, Any]:
+    """A sequence for programs: `parts` of a document are {"text": …} or {"control": …}."""
+    spans = []
+    for span in sequence.spans:
+        parts = [{"control" if part.control else "text": part.text} for part in span.parts]
+        spans.append({**span._asdict(), "text": span.text, "parts": parts})
+    return {**sequence._asdict(), "spans": spans}
+
+
 def read_documents(path: str, columns: Sequence[str] | None = None, filters: list | None = None) -> pa.Table:
     """A sidecar, or the part of it that passes `filters`, in the order of the stream."""
     source = path if storage.is_local(path) else io.BytesIO(storage.read_bytes(path))

@@ -18,8 +18,8 @@ from beam_prep.inspection import Part
 from beam_prep.job import Source, resolve_sources
 from beam_prep.reading import RecordBatch, read_span
 from beam_prep.sources import Span, match_source
-from beam_prep.templates import Context, Document, Filtered, Reject, compile_template
-from beam_prep.tokenizer import Encoder, TokenizerSpec, encoder
+from beam_prep.templates import IM_END, IM_START, Context, Document, Filtered, Reject, Template, compile_template
+from beam_prep.tokenizer import SEPARATOR, Encoder, TokenizerSpec, encoder
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 from beam_prep.transform import Transformer, compile_transformer, parse_record, transform_batch
 
@@ -163,9 +163,11 @@ class _RowRenderer:
     def _unfiltered(self, line: bytes) -> Document | None:
         """What a filtered record renders to; None if its template turns it down itself."""
         try:
-            return self._transformer.render(parse_record(line), Context(self._transformer.seed, {}))
-        except (Filtered, Reject):
+            document = self._transformer.render(parse_record(line), Context(self._transformer.seed, {}))
+            (document if isinstance(document, str) else document.text()).encode()
+        except (Filtered, Reject, UnicodeEncodeError):
             return None
+        return document
 
     def _shown(
         self, outcome: Outcome, path: str, line: bytes, offset: int, document: Document | None, reason: str
@@ -174,13 +176,28 @@ class _RowRenderer:
             return Row(outcome, path, offset, line, [], 0, 0, reason, "")
         pieces = [document] if isinstance(document, str) else document.pieces
         controls = [] if isinstance(document, str) else document.controls
-        parts = [Part(pieces[0], False)]
-        for control, piece in zip(controls, pieces[1:], strict=True):
-            parts += (Part(control, True), Part(piece, False))
+        parts = document_parts(document)
         ids, _ = self._encode.encode(list(pieces))
         tokens = len(ids) // 4 + len(controls) + 1
-        parts = [part for part in parts if part.text]
         return Row(outcome, path, offset, line, parts, sum(len(p.text) for p in parts), tokens, reason, "")
+
+
+def document_parts(document: Document) -> list[Part]:
+    """A rendered document's text, control tokens apart."""
+    if isinstance(document, str):
+        return [Part(document, False)]
+    parts = [Part(document.pieces[0], False)]
+    for control, piece in zip(document.controls, document.pieces[1:], strict=True):
+        parts += (Part(control, True), Part(piece, False))
+    return [part for part in parts if part.text]
+
+
+def render_example(template: Template) -> list[Part] | None:
+    """An entry's own example, rendered for a tokenizer with the usual control tokens; None if it has none."""
+    if template.example is None:
+        return None
+    render = compile_template(template, [SEPARATOR, IM_START, IM_END])
+    return document_parts(render(template.example, Context(0, {})))
 
 
 def raw_text(raw: bytes) -> str:

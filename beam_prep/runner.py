@@ -8,10 +8,11 @@ reads, transforms, mixes and tokenizes a batch before it takes the next one. The
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
-from apache_beam.portability import common_urns
+from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner, translations
 from apache_beam.runners.worker import bundle_processor
@@ -23,6 +24,13 @@ _FOLDED = "beam-prep-folded"
 
 class LocalRunner(fn_runner.FnApiRunner):
     """FnApiRunner that fuses through the Flatten of the sources."""
+
+    def run_via_runner_api(self, pipeline_proto: Any, options: Any) -> Any:
+        """Runs the pipeline. Worker processes leave Ctrl-C to this one, whose end is theirs too."""
+        for environment in pipeline_proto.components.environments.values():
+            if environment.urn == python_urns.SUBPROCESS_SDK and os.name == "posix":
+                environment.payload = b"trap '' INT; exec " + environment.payload
+        return super().run_via_runner_api(pipeline_proto, options)
 
     def create_stages(self, pipeline_proto: Any) -> Any:
         """The stages to run; see the module's text."""

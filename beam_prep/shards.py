@@ -112,12 +112,16 @@ def write_shard(
 
 
 def _write_tokens(path: str, chunks: Iterator[bytes]) -> str:
-    """Writes a file, its bytes made in another thread; returns their sha256."""
+    """Writes a file, its bytes made and hashed in another thread; returns their sha256."""
     digest = hashlib.sha256()
-    with storage.write_atomic(path) as file:
-        for chunk in prefetch(lambda: chunks):
+
+    def hashed() -> Iterator[bytes]:
+        for chunk in chunks:
             digest.update(chunk)
-            file.write(chunk)
+            yield chunk
+
+    with storage.write_atomic(path) as file:
+        storage.write_through(file, prefetch(hashed))
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces
 from beam_prep.tokenizer import Encoder, TokenizerSpec, encoder
 from beam_prep.transform import DocumentBatch
 
-RUN_BYTES = 64 << 20
+RUN_BYTES = 32 << 20
 """Token bytes at which a run is closed (file carrier): what a worker holds in memory, twice."""
 ENGINE_RUN_BYTES = 4 << 20
 """The same for the engine's shuffle, whose elements must stay small."""

@@ -34,8 +34,12 @@ def entry(name: str) -> Template:
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`beam-prep datasets` lists them"
         raise ConfigError(f"template {name!r} is not in the catalogue; {hint}")
-    text = (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_template(yaml.safe_load(text), name)
+    return parse_template(yaml.safe_load(source_text(name)), name)
+
+
+def source_text(name: str) -> str:
+    """The YAML of one of `names()`, as it is written."""
+    return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def parse_template(value: Any, name: str) -> Template:

@@ -1,0 +1,288 @@
+"""The `beam-prep` command. What a command needs is imported when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from beam_prep import __version__
+from beam_prep.calls import INTERRUPTED, Commands, debug_option, set_up_logs
+
+if TYPE_CHECKING:
+    from beam_prep.config import Config
+    from beam_prep.launch import RunOptions
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="beam-prep")
+def cli() -> None:
+    """Turns raw datasets into packed, tokenized training data.
+
+    Exit status: 0 if everything that was asked for is on disk, 1 for a failed run, 2 for a wrong call or
+    configuration.
+    """
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG [BEAM OPTIONS]...")
+@click.option("--output", metavar="DIR", help="Where to write; overrides the configuration's.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Overrides the configuration's.")
+@click.option("--runner", default="local", show_default=True, help="local, DataflowRunner, FlinkRunner …")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes of the local runner.  [default: 1]")
+@click.option("--overwrite", is_flag=True, help="Replace a finished output of another run.")
+@click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.option("--carrier", type=click.Choice(["files", "engine"]), hidden=True)
+@debug_option
+@click.pass_context
+def run(
+    ctx: click.Context,
+    arguments: tuple[str, ...],
+    output: str | None,
+    seed: int | None,
+    runner: str,
+    workers: int | None,
+    overwrite: bool,
+    quiet: bool,
+    carrier: str | None,
+) -> None:
+    """The main job: raw records in, packed and indexed sequences out.
+
+    CONFIG is a YAML file: a path, gs://… Any other option goes to Beam as it is.
+    """
+    _set_up(ctx)
+    from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
+    from beam_prep.config import load_config
+    from beam_prep.errors import ConfigError
+    from beam_prep.launch import LOCAL_RUNNERS, RunOptions
+
+    path, beam = split_arguments(arguments)
+    config = load_config(path, {"output": output, "seed": seed})
+    if workers is not None and runner not in LOCAL_RUNNERS:
+        raise ConfigError(f"--workers is the local runner's; for {runner} give Beam's own option (--num_workers …)")
+    check_runner(runner)
+    if beam:
+        check_beam_options(beam, runner)
+    _carry_out(config, path, RunOptions(runner, workers or 1, carrier, overwrite, beam), quiet)
+
+
+def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours: bool = False) -> None:
+    """Runs the job, watched, and prints what came out.
+
+    Args:
+      ours: whether what the output holds may be replaced if it is of another run.
+    """
+    from beam_prep import launch, screen
+    from beam_prep.errors import BeamPrepError
+    from beam_prep.manifest import is_finished, read_manifest
+
+    begin = time.monotonic()
+    try:
+        try:
+            prepared = launch.prepare(config, options, _base(path))
+        except BeamPrepError:
+            if not ours:
+                raise
+            prepared = launch.prepare(config, options._replace(overwrite=True), _base(path))
+    except launch.AlreadyDone:
+        from beam_prep.verification import require_intact
+
+        require_intact(config.output)
+        done = f"nothing to do: {config.output} already holds this run"
+    else:
+        with screen.follow(prepared, quiet):
+            launch.run(prepared)
+        done = f"done in {screen.duration(time.monotonic() - begin)}"
+    manifest = read_manifest(config.output)
+    if not is_finished(config.output, manifest):
+        raise BeamPrepError(f"{config.output}: the runner ended, but the output is not finished; its log says why")
+    if quiet:
+        return
+    from beam_prep import tables
+
+    console = tables.open_console()
+    tables.print_output(console, config.output, manifest)
+    tables.print_where(console, config.output, manifest)
+    console.print(f"\n{done}", soft_wrap=True)
+
+
+def _base(path: str) -> Any:
+    from pathlib import Path
+
+    return Path(path).parent if "://" not in path else None
+
+
+def _set_up(ctx: click.Context) -> None:
+    from beam_prep.calls import DEBUG
+
+    set_up_logs(ctx.meta.get(DEBUG, False))
+
+
+@cli.command()
+@click.option("--output", default="demo", show_default=True, metavar="DIR", help="Where to write.")
+@debug_option
+@click.pass_context
+def demo(ctx: click.Context, output: str) -> None:
+    """The main job on text that every Python installation carries; nothing to download."""
+    _set_up(ctx)
+    from beam_prep.config import load_config
+    from beam_prep.demo import write_demo
+    from beam_prep.launch import RunOptions
+
+    made = write_demo(output)
+    click.echo(f"raw records of Python's own library reference: {os.path.join(output, 'raw')}")
+    click.echo(f"the configuration: {made.config}\n")
+    _carry_out(load_config(made.config), made.config, RunOptions(), quiet=False, ours=made.again)
+    click.echo(
+        "\nwhat to try next:\n"
+        f"  beam-prep inspect {made.output} --sequence 0     a sequence and the documents in it\n"
+        f"  beam-prep verify {made.output}                   checksums, index, every token\n"
+        f"  beam-prep render {made.config}           raw records beside their text\n"
+        f"  beam-prep run {made.config} --overwrite  after you have changed it\n"
+        "  beam-prep datasets                          the datasets that are ready to use"
+    )
+
+
+@cli.command()
+@click.argument("out")
+@click.option("--sequence", type=click.IntRange(0), metavar="N", help="Decode this sequence.")
+@click.option("--output", metavar="NAME", help="train, val …  [default: the first]")
+@click.option("--full", is_flag=True, help="Print long texts whole.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+@click.pass_context
+def inspect(ctx: click.Context, out: str, sequence: int | None, output: str | None, full: bool, as_json: bool) -> None:
+    """What is in the output OUT: counts, shares, a decoded sequence with its documents."""
+    _set_up(ctx)
+    from beam_prep import inspection, tables
+    from beam_prep.manifest import is_finished, read_manifest
+
+    manifest = read_manifest(out)
+    name = inspection.choose_output(manifest, output)
+    if not is_finished(out, manifest):
+        click.echo(f"warning: {out} is not finished (no matching _SUCCESS); run the job again", err=True)
+    if sequence is None:
+        if as_json:
+            tables.to_json(inspection.summary(out, manifest))
+            return
+        console = tables.open_console()
+        tables.print_output(console, out, manifest)
+        tables.print_where(console, out, manifest)
+        return
+    decoder = inspection.open_decoder(manifest.tokenizer)
+    if decoder.note:
+        click.echo(f"warning: {decoder.note}", err=True)
+    decoded = inspection.read_sequence(out, manifest, name, sequence, decoder)
+    if as_json:
+        tables.to_json(inspection.as_json(decoded))
+    else:
+        tables.print_sequence(tables.open_console(), decoded, full)
+
+
+@cli.command()
+@click.argument("out")
+@click.option("--quick", is_flag=True, help="Sizes, index and ledger only; reads no tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
+@debug_option
+@click.pass_context
+def verify(ctx: click.Context, out: str, quick: bool, as_json: bool) -> None:
+    """Checks the output OUT against its manifest: checksums, index, ledger, every token."""
+    _set_up(ctx)
+    from beam_prep import tables
+    from beam_prep.manifest import read_manifest
+    from beam_prep.screen import duration, size
+    from beam_prep.verification import verify as check
+
+    begin = time.monotonic()
+    read = 0
+
+    def progress(count: int) -> None:
+        nonlocal read
+        read += count
+        if sys.stderr.isatty():
+            click.echo(f"\r{size(read)} verified ", err=True, nl=False)
+
+    findings = check(out, quick, progress)
+    if read and sys.stderr.isatty():
+        click.echo("\r" + " " * 24 + "\r", err=True, nl=False)
+    if as_json:
+        tables.to_json({"output": out, "ok": not findings, "quick": quick, "findings": [f._asdict() for f in findings]})
+    elif findings:
+        place, problem = findings[0]
+        more = f"\n(and {len(findings) - 1} more; --json lists them)" if len(findings) > 1 else ""
+        click.echo(f"error: {out.rstrip('/')}/{place}: {problem}{more}", err=True)
+    else:
+        outputs = read_manifest(out).outputs.values()
+        sequences, tokens = sum(o.sequences for o in outputs), sum(o.tokens for o in outputs)
+        what = "sizes, index and ledger (tokens not read)" if quick else "every token"
+        spent = duration(time.monotonic() - begin)
+        click.echo(f"ok: {out}: {sequences:,} sequences, {tokens:,} tokens; verified {what} in {spent}")
+    ctx.exit(1 if findings else 0)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@debug_option
+@click.pass_context
+def datasets(ctx: click.Context, name: str | None) -> None:
+    """The datasets that ship with beam-prep; with NAME one of them, with an example."""
+    _set_up(ctx)
+    from beam_prep import catalog, tables
+    from beam_prep.rendering import render_example
+
+    console = tables.open_console()
+    if name is None:
+        tables.print_catalogue(console, [catalog.entry(each) for each in catalog.names()])
+        return
+    template = catalog.entry(name)
+    tables.print_entry(console, template, catalog.source_text(name), render_example(template))
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--dataset", metavar="NAME", help="One dataset only.")
+@click.option("-n", "rows", type=click.IntRange(1), default=3, show_default=True, help="Rows of each kind.")
+@click.option("--html", metavar="FILE", help="Write a page instead.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Overrides the configuration's.")
+@click.option("--full", is_flag=True, help="Print long texts whole.")
+@debug_option
+@click.pass_context
+def render(
+    ctx: click.Context, config: str, dataset: str | None, rows: int, html: str | None, seed: int | None, full: bool
+) -> None:
+    """The first rows of each dataset: raw record and rendered text, rejects and filtered rows too.
+
+    CONFIG is a YAML file: a path, gs://…
+    """
+    _set_up(ctx)
+    from beam_prep import rendering, storage, tables
+    from beam_prep.config import load_config
+
+    loaded = load_config(config, {"seed": seed})
+    renderings = rendering.render_config(loaded, _base(config), dataset, rows)
+    if html is None:
+        tables.print_renderings(tables.open_console(), renderings, full)
+        return
+    from beam_prep.rendering_page import page
+
+    storage.write_bytes(html, [page(f"{config}: rendered", renderings).encode()])
+    click.echo(f"written: {html}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        cli.main(arguments, prog_name="beam-prep")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # threads of the runner may still be at work; nothing is left to be done for them
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
