@@ -106,7 +106,9 @@ def check_rejects(names: Sequence[str], limits: Sequence[float], tallies: Sequen
                 f"max_rejects is {limit:.1%}): {reasons}"
             )
     if lines:
-        lines.append("the records stand in rejected/ with their reasons; mend them or the template, or raise max_rejects")
+        lines.append(
+            "the records stand in rejected/ with their reasons; mend them or the template, or raise max_rejects"
+        )
         raise BeamPrepError("\n".join(lines))
 
 

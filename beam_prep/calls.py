@@ -19,6 +19,8 @@ from beam_prep.errors import BeamPrepError, from_runner
 
 DEBUG = "beam_prep.debug"
 INTERRUPTED = 130
+_SAY_INTERRUPTED = "interrupted: nothing is marked as finished; the same command starts again"
+_PATIENCE_SECONDS = 1.5
 _NOISE = re.compile(
     "No semi_persistent_directory|Converting string literal type hint|Creating state cache|Discarding unparseable args"
     "|Make sure that locally built Python SDK|Dropping |could not be downloaded|is not a valid timestamp combiner"
@@ -43,7 +45,7 @@ class Commands(click.Group):
                 traceback.print_exc()
             # In-process runners wrap the interruption in an error of their own.
             if _interrupted.is_set() or isinstance(error, (KeyboardInterrupt, click.Abort)):
-                click.echo("interrupted: nothing is marked as finished; the same command starts again", err=True)
+                click.echo(_SAY_INTERRUPTED, err=True)
                 ctx.exit(INTERRUPTED)
             if isinstance(error, SystemExit):
                 raise
@@ -88,10 +90,15 @@ def _interruptible() -> Iterator[None]:
         return
     _interrupted.clear()
 
+    # A runner may wait for threads that never end now.
+    give_up = threading.Timer(_PATIENCE_SECONDS, _leave)
+    give_up.daemon = True
+
     def stop(*_: Any) -> None:
         if _interrupted.is_set():
-            os._exit(INTERRUPTED)
+            _leave()
         _interrupted.set()
+        give_up.start()
         raise KeyboardInterrupt
 
     def thread_failed(arguments: threading.ExceptHookArgs) -> None:
@@ -103,9 +110,17 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        give_up.cancel()
         signal.signal(signal.SIGINT, before)
         if not _interrupted.is_set():
             threading.excepthook = hook
+
+
+def _leave() -> None:
+    """Ends the process as it is."""
+    sys.stdout.flush()
+    print(_SAY_INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)
 
 
 class _Handler(logging.Handler):

@@ -36,6 +36,7 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes of the local runner.  [default: 1]")
 @click.option("--overwrite", is_flag=True, help="Replace a finished output of another run.")
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.option("--only-rejected", metavar="OUT", help="Render the rejected records of OUT again, and do nothing else.")
 @click.option("--carrier", type=click.Choice(["files", "engine"]), hidden=True)
 @debug_option
 @click.pass_context
@@ -48,13 +49,17 @@ def run(
     workers: int | None,
     overwrite: bool,
     quiet: bool,
+    only_rejected: str | None,
     carrier: str | None,
 ) -> None:
     """The main job: raw records in, packed and indexed sequences out.
 
-    CONFIG is a YAML file: a path, gs://… Any other option goes to Beam as it is.
+    CONFIG is a YAML file: a path, gs://… Any other option goes to Beam as it is. With --only-rejected OUT it may be
+    left out: then it is the one that OUT was made with.
     """
     _set_up(ctx)
+    if only_rejected is not None:
+        ctx.exit(_render_rejected(arguments, only_rejected, seed))
     from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
@@ -70,6 +75,23 @@ def run(
     _carry_out(config, path, RunOptions(runner, workers or 1, carrier, overwrite, beam), quiet)
 
 
+def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> int:
+    """Prints what is left of the rejected records of `out`; the exit status, 0 if that is nothing."""
+    from beam_prep import tables
+    from beam_prep.config import load_config
+    from beam_prep.job import resolve_sources
+    from beam_prep.retry_rejected import remembered_call, retry
+    from beam_prep.tokenizer import resolve
+
+    path = arguments[0] if arguments else remembered_call(out)
+    config = load_config(path, {"seed": seed})
+    tokenizer = resolve(config.tokenizer)
+    sources = resolve_sources(config, tokenizer, _base(path))
+    results = retry(config, sources, [token for token, _ in tokenizer.special_tokens], out)
+    tables.print_retried(tables.open_console(), results)
+    return 1 if any(result.rejected for result in results) else 0
+
+
 def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours: bool = False) -> None:
     """Runs the job, watched, and prints what came out.
 
@@ -79,6 +101,7 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
     from beam_prep import launch, screen
     from beam_prep.errors import BeamPrepError
     from beam_prep.manifest import is_finished, read_manifest
+    from beam_prep.retry_rejected import remember_call
 
     begin = time.monotonic()
     try:
@@ -94,6 +117,7 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
         require_intact(config.output)
         done = f"nothing to do: {config.output} already holds this run"
     else:
+        remember_call(config.output, path if "://" in path else os.path.abspath(path))
         with screen.follow(prepared, quiet):
             launch.run(prepared)
         done = f"done in {screen.duration(time.monotonic() - begin)}"

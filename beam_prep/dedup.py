@@ -112,9 +112,7 @@ def _ranks(entries: np.ndarray, source: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _count(
-    entries: np.ndarray, source: np.ndarray, outputs: Sequence[Output], sources: int, seed: int
-) -> np.ndarray:
+def _count(entries: np.ndarray, source: np.ndarray, outputs: Sequence[Output], sources: int, seed: int) -> np.ndarray:
     cells = np.zeros((len(outputs), sources, 3), np.int64)
     for number in np.unique(source).tolist():
         own = entries[source == number]

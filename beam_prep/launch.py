@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from beam_prep.config import Config, load_config
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
 from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.job import Job, make_job, resolve_sources
+from beam_prep.retry_rejected import CALL_FILE, remember_call
 from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
@@ -63,6 +65,7 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
       BeamPrepError: the output cannot be written or holds something else.
       AlreadyDone: there is nothing to do.
     """
+    gc.disable()  # until the workers set it up: importing Beam would make it run for half a second
     local = options.runner in LOCAL_RUNNERS
     work = _work_folder(config.output) if (options.carrier or ("files" if local else "engine")) == "files" else None
     if work and not local:
@@ -104,7 +107,7 @@ def _check_output(job: Job, overwrite: bool) -> None:
         storage.delete(success)  # first, so that nothing half replaced looks finished
     if not storage.exists(job.output):
         return
-    ours = ("rejected", "report.html", "run.json", MANIFEST, WORK_FOLDER, *(o.name.split("/")[0] for o in job.outputs))
+    ours = ("rejected", "report.html", CALL_FILE, MANIFEST, WORK_FOLDER, *(o.name.split("/")[0] for o in job.outputs))
     if storage.is_local(job.output):
         foreign = sorted(set(os.listdir(job.output)) - set(ours))
         if foreign and not overwrite:
@@ -175,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = RunOptions(known.runner, known.workers, known.carrier, known.overwrite, tuple(beam_options))
         base = Path(known.config).parent if storage.is_local(known.config) else None
         begin = time.monotonic()
-        run(prepare(config, options, base))
+        prepared = prepare(config, options, base)
+        remember_call(config.output, os.path.abspath(known.config) if base else known.config)
+        run(prepared)
     except AlreadyDone:
         print("nothing to do: the output already holds this run")
         return 0

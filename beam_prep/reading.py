@@ -20,6 +20,7 @@ import zstandard
 
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError
+from beam_prep.parquet import is_parquet, read_row_groups
 from beam_prep.sources import Span, Unit
 
 CHUNK_BYTES = 2 << 20
@@ -40,7 +41,7 @@ class RecordBatch(NamedTuple):
     lines: list[bytes]
     """Without their line feeds; blank ones included."""
     offsets: np.ndarray
-    """uint64[len(lines)]: each line's first byte in the uncompressed stream."""
+    """uint64[len(lines)]: each line's first byte in the uncompressed stream; the row number of a Parquet file."""
 
 
 def read_unit(unit: Unit) -> Iterator[RecordBatch]:
@@ -58,6 +59,9 @@ def read_unit(unit: Unit) -> Iterator[RecordBatch]:
 
 def read_span(span: Span) -> Iterator[tuple[list[bytes], np.ndarray]]:
     """(lines, offsets) of the lines that a span owns, in batches of about `CHUNK_BYTES`."""
+    if is_parquet(span.path):
+        yield from read_row_groups(span.path, span.start, span.end)
+        return
     try:
         with storage.open_read(span.path) as file:
             # A range begins after the line feed that ends the line of the byte before it.

@@ -9,6 +9,8 @@ reads, transforms, mixes and tokenizes a batch before it takes the next one. The
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,10 +28,10 @@ class LocalRunner(fn_runner.FnApiRunner):
     """FnApiRunner that fuses through the Flatten of the sources."""
 
     def run_via_runner_api(self, pipeline_proto: Any, options: Any) -> Any:
-        """Runs the pipeline. Worker processes leave Ctrl-C to this one, whose end is theirs too."""
+        """Runs the pipeline; worker processes leave Ctrl-C to this one, and do not outlive it (see `worker`)."""
         for environment in pipeline_proto.components.environments.values():
             if environment.urn == python_urns.SUBPROCESS_SDK and os.name == "posix":
-                environment.payload = b"trap '' INT; exec " + environment.payload
+                environment.payload = f"exec {shlex.quote(sys.executable)} -m beam_prep.worker".encode()
         return super().run_via_runner_api(pipeline_proto, options)
 
     def create_stages(self, pipeline_proto: Any) -> Any:

@@ -9,6 +9,7 @@ import xxhash
 
 from beam_prep import storage
 from beam_prep.errors import ConfigError
+from beam_prep.parquet import is_parquet, row_group_bytes
 
 UNIT_BYTES = 64 << 20
 """Stored bytes of a unit: large enough that per-unit costs vanish, small enough to spread and to do again."""
@@ -26,13 +27,16 @@ class InputFile(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A part of a file: the lines whose first byte lies in [start, end). Compressed files are one whole span."""
+    """A part of a file: the lines whose first byte lies in [start, end); of a Parquet file, those row groups.
+
+    Compressed files are one whole span.
+    """
 
     file: int
     path: str
     start: int
     end: int
-    """-1: to the end of the stream."""
+    """-1: to the end of the file."""
 
 
 class Unit(NamedTuple):
@@ -85,8 +89,10 @@ def split_source(source: int, files: Sequence[InputFile], unit_bytes: int | None
     spans: list[Span] = []
     filled = 0
     for file in files:
-        if is_compressed(file.path):
+        if is_compressed(file.path) or (is_parquet(file.path) and file.size <= target):
             pieces = [(0, -1, file.size)]
+        elif is_parquet(file.path):
+            pieces = [(n, n + 1, size) for n, size in enumerate(row_group_bytes(file.path))]
         else:
             count = max(1, round(file.size / target))
             edges = [file.size * i // count for i in range(count + 1)]

@@ -17,6 +17,7 @@ from beam_prep.manifest import Manifest, OutputEntry
 from beam_prep.place import COPY_BITS
 from beam_prep.rendering import Rendering, Row, raw_text
 from beam_prep.rendering_page import about, head, place
+from beam_prep.retry_rejected import Retried
 from beam_prep.screen import size
 from beam_prep.templates import Template
 
@@ -188,6 +189,21 @@ def _print_row(console: Console, row: Row, full: bool) -> None:
     console.print(raw, soft_wrap=plain)
     console.print(Text("→", "dim"))
     console.print(text, soft_wrap=plain)
+
+
+def print_retried(console: Console, results: Sequence[Retried]) -> None:
+    """What became of dead letters that were rendered again."""
+    table = _table("dataset", "rejected", "now rendered", "filtered", "still rejected", left=1)
+    for result in results:
+        left = sum(result.rejected.values())
+        counts = (result.letters, result.rendered, sum(result.filtered.values()), left)
+        table.add_row(result.dataset, *(f"{count:,}" for count in counts))
+    console.print(table)
+    for result in results:
+        for reason, count in result.rejected.most_common():
+            console.print(
+                f"{result.dataset}: {reason} {count:,}, first {visible(result.first[reason])}", soft_wrap=True
+            )
 
 
 def print_catalogue(console: Console, templates: Sequence[Template]) -> None:

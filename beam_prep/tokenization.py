@@ -33,6 +33,7 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Views and records would have the collector walk through all of Beam again and again.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(200_000, 50, 50)
 
 

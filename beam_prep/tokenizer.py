@@ -7,7 +7,6 @@ Control tokens are never looked for in text (`split_special_tokens`): the caller
 from __future__ import annotations
 
 import hashlib
-import json
 import lzma
 import os
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import orjson
 
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
@@ -97,7 +97,7 @@ def _from_hub(name: str) -> bytes:
 
 def _describe(name: str, location: str, data: bytes) -> TokenizerSpec:
     try:
-        content = json.loads(data)
+        content = orjson.loads(data)
         added = content.get("added_tokens") or []
         vocabulary = content["model"]["vocab"]
     except (ValueError, KeyError, TypeError):

@@ -1,0 +1,118 @@
+"""Rendering the dead letters of a run once more, after a fix, to see what is left."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+
+from beam_prep import storage
+from beam_prep.config import Config
+from beam_prep.errors import BeamPrepError, ConfigError
+from beam_prep.job import Source
+from beam_prep.reading import RecordBatch
+from beam_prep.rejected import REJECTED_FOLDER
+from beam_prep.templates import compile_template
+from beam_prep.transform import Transformer, compile_transformer, transform_batch
+
+CALL_FILE = "run.json"
+"""Beside the outputs: how the run was called (`configuration`)."""
+
+
+@dataclass
+class Retried:
+    """What became of a dataset's dead letters. `letters` = rendered + filtered + still rejected."""
+
+    dataset: str
+    letters: int = 0
+    before: Counter = field(default_factory=Counter)
+    """Reasons in the dead letters."""
+    rendered: int = 0
+    filtered: Counter = field(default_factory=Counter)
+    rejected: Counter = field(default_factory=Counter)
+    """Reasons that are left."""
+    first: dict[str, str] = field(default_factory=dict)
+    """For each reason that is left: place and message of the first record."""
+
+
+def remember_call(output: str, configuration: str) -> None:
+    """Notes which configuration file an output was asked for with."""
+    storage.write_bytes(storage.join(output, CALL_FILE), [orjson.dumps({"configuration": configuration}) + b"\n"])
+
+
+def remembered_call(output: str) -> str:
+    """The configuration file that `output` was asked for with.
+
+    Raises:
+      ConfigError: nothing is noted there.
+    """
+    try:
+        return orjson.loads(storage.read_bytes(storage.join(output, CALL_FILE)))["configuration"]
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(
+            f"{output}: does not say which configuration it was made with; give it: "
+            f"beam-prep run CONFIG --only-rejected {output}"
+        ) from None
+
+
+def read_dead_letters(output: str, dataset: str) -> Iterator[dict]:
+    """The dead letters of a dataset, each as a JSON object (`file`, `offset`, `reason`, `raw` or `raw_base64` …).
+
+    Raises:
+      BeamPrepError: a file of them is damaged.
+    """
+    for found in storage.match(storage.join(output, REJECTED_FOLDER, f"{dataset}-[0-9]*.jsonl.gz")):
+        try:
+            with storage.open_read(found.path) as file, gzip.open(file) as lines:
+                yield from map(orjson.loads, lines)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise BeamPrepError(
+                f"{found.path}: cannot be read ({error}); run the job again to write it anew"
+            ) from error
+
+
+def retry(config: Config, sources: Sequence[Source], special_tokens: Sequence[str], output: str) -> list[Retried]:
+    """Renders every dead letter below `output` with the configuration as it is now.
+
+    Args:
+      special_tokens: the tokenizer's.
+
+    Raises:
+      ConfigError: there are no dead letters at all.
+    """
+    results = []
+    for number, source in enumerate(sources):
+        template = source.template
+        own_code = template.function is not None or template.prepare is not None
+        transformer = compile_transformer(
+            compile_template(template, special_tokens), template.filter, config.seed, own_code
+        )
+        result = Retried(source.name)
+        for letter in read_dead_letters(output, source.name):
+            _retry_one(letter, number, transformer, result)
+        if result.letters:
+            results.append(result)
+    if not results:
+        raise ConfigError(
+            f"{output}: no rejected records of these datasets in {REJECTED_FOLDER}/; nothing to render again"
+        )
+    return results
+
+
+def _retry_one(letter: dict, source: int, transformer: Transformer, result: Retried) -> None:
+    raw = letter["raw"].encode() if "raw" in letter else base64.b64decode(letter["raw_base64"])
+    result.letters += 1
+    result.before[letter["reason"]] += 1
+    offsets = np.array([letter["offset"]], np.uint64)
+    batch = transform_batch(RecordBatch(source, "", True, 0, letter["file"], [raw], offsets), transformer)
+    result.rendered += batch.tally.rendered
+    result.filtered.update(batch.tally.filtered)
+    result.rejected.update(batch.tally.rejected)
+    for reject in batch.rejects:
+        result.first.setdefault(reject.reason, f"{reject.path}, byte {reject.offset}: {reject.message}")

@@ -1,0 +1,50 @@
+"""A worker process of the local runner: Beam's own, which leaves Ctrl-C to its parent and ends when that does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+_POLL_SECONDS = 0.2
+
+
+def main() -> None:
+    """Serves the process that started this one until it is gone, however that happens."""
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, _be_silent)
+    threading.Thread(target=_follow, args=(parent,), name="beam-prep-follow", daemon=True).start()
+    threading.excepthook = lambda failed: _report(parent, failed.exc_value)
+    from apache_beam.runners.worker import sdk_worker_main
+
+    try:
+        sdk_worker_main.main(sys.argv)
+    except Exception as error:
+        _report(parent, error)
+        os._exit(1)
+
+
+def _be_silent(*_: object) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent is about to leave, and says so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _follow(parent: int) -> None:
+    """Without a parent, threads of the worker would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(0)
+
+
+def _report(parent: int, error: BaseException | None) -> None:
+    """Prints an error, unless it is only that the parent has left."""
+    time.sleep(2 * _POLL_SECONDS)
+    if error is not None and os.getppid() == parent:
+        traceback.print_exception(error)
+
+
+if __name__ == "__main__":
+    main()
