@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from beam_prep.errors import BeamPrepError, from_runner
+from beam_prep.worker import DEBUG_VARIABLE
 
 DEBUG = "beam_prep.debug"
 INTERRUPTED = 130
@@ -23,9 +24,11 @@ _SAY_INTERRUPTED = "interrupted: nothing is marked as finished; the same command
 _PATIENCE_SECONDS = 1.5
 _NOISE = re.compile(
     "No semi_persistent_directory|Converting string literal type hint|Creating state cache|Discarding unparseable args"
-    "|Make sure that locally built Python SDK|Dropping |could not be downloaded|is not a valid timestamp combiner"
+    "|Make sure that locally built Python SDK|could not be downloaded|is not a valid timestamp combiner"
 )
 _LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit)\b.*)$", re.M)
+_FROM_SYSTEM = re.compile(r"\[Errno \d+\]")
+_FROM_WORKER = re.compile(r'^Worker: severity: (\w+).*? message: "((?:[^"\\]|\\.)*)"', re.S)
 _interrupted = threading.Event()
 
 
@@ -60,15 +63,14 @@ def explain(error: BaseException) -> tuple[str, int]:
     if known is not None:
         return known.message, known.exit_status
     text = str(error).strip()
-    if "Traceback (most recent call last)" in text:  # another process's
-        found = _LAST_ERROR.findall(text)
-        reason = found[-1] if found else text.splitlines()[-1]
+    found = _LAST_ERROR.findall(text)
+    if found:  # another process's, or wrapped by the runner
+        reason = found[-1]
     else:
         reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return (
-        f"{reason}\nthis was not foreseen: --debug shows where it comes from; please report it",
-        BeamPrepError.exit_status,
-    )
+    if not _FROM_SYSTEM.search(reason):  # no space left, no permission …
+        reason += "\nthis was not foreseen: --debug shows where it comes from; please report it"
+    return reason, BeamPrepError.exit_status
 
 
 def debug_option(command: Any) -> Any:
@@ -126,6 +128,11 @@ def _leave() -> None:
 class _Handler(logging.Handler):
     """Writes to what `sys.stderr` is at that moment, which a progress display replaces."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """A line; what a worker process says without what its runner wraps around it."""
+        found = _FROM_WORKER.match(record.getMessage())
+        return f"{found[1]} {found[2]}" if found else super().format(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
@@ -138,6 +145,7 @@ def set_up_logs(debug: bool) -> None:
             root.removeHandler(handler)
     handler = _Handler()
     root.addHandler(handler)
+    os.environ[DEBUG_VARIABLE] = "1" if debug else ""
     if debug:
         root.setLevel(logging.INFO)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -151,7 +159,10 @@ def set_up_logs(debug: bool) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # What Beam logs with a traceback it also raises, and that is what the user is told.
-    if _interrupted.is_set() or (record.name.startswith("apache_beam") and record.exc_info):
+    if _interrupted.is_set():
         return False
-    return not _NOISE.search(record.getMessage())
+    # What Beam logs with a traceback it also raises, and that is what the user is told.
+    message = record.getMessage()
+    if record.name.startswith("apache_beam") and (record.exc_info or "Traceback (most recent call last)" in message):
+        return False
+    return not _NOISE.search(message)

@@ -77,6 +77,8 @@ def run(
 
 def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> int:
     """Prints what is left of the rejected records of `out`; the exit status, 0 if that is nothing."""
+    import tempfile
+
     from beam_prep import tables
     from beam_prep.config import load_config
     from beam_prep.job import resolve_sources
@@ -85,7 +87,8 @@ def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> 
 
     path = arguments[0] if arguments else remembered_call(out)
     config = load_config(path, {"seed": seed})
-    tokenizer = resolve(config.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
+        tokenizer = resolve(config.tokenizer, folder)
     sources = resolve_sources(config, tokenizer, _base(path))
     results = retry(config, sources, [token for token, _ in tokenizer.special_tokens], out)
     tables.print_retried(tables.open_console(), results)

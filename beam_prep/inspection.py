@@ -15,6 +15,7 @@ from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.index import read_index
 from beam_prep.manifest import Manifest, TokenizerEntry, is_finished
+from beam_prep.parquet import is_parquet
 from beam_prep.tokenizer import decoder, resolve
 
 
@@ -32,6 +33,11 @@ _CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 def visible(text: str) -> str:
     """Text whose control characters are shown as their pictures, so that none reaches a terminal."""
     return text.translate(_CONTROLS)
+
+
+def unit(file: str) -> str:
+    """What an offset within a file counts."""
+    return "row" if is_parquet(file) else "byte"
 
 
 def shorten(parts: Sequence[Part], chars: int) -> list[Part]:

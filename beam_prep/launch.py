@@ -19,6 +19,7 @@ from beam_prep.config import Config, load_config
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
 from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.job import Job, make_job, resolve_sources
+from beam_prep.parquet import is_parquet
 from beam_prep.retry_rejected import CALL_FILE, remember_call
 from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import resolve as resolve_tokenizer
@@ -84,7 +85,7 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
     job = make_job(config, sources, tokenizer, signature(files), work)
     _check_output(job, options.overwrite)
     storage.require_writable(config.output)
-    compressed = sum(file.size for file in files if is_compressed(file.path))
+    compressed = sum(file.size for file in files if is_compressed(file.path) or is_parquet(file.path))
     return Prepared(job, options, sum(file.size for file in files), compressed)
 
 

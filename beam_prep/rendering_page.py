@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment
 
-from beam_prep.inspection import Part, shorten, visible
+from beam_prep.inspection import Part, shorten, unit, visible
 from beam_prep.rendering import Rendering, Row, raw_text
 
 _MAX_CHARS = 50_000
@@ -120,7 +120,7 @@ def head(row: Row) -> str:
 
 def place(row: Row) -> str:
     """Where a row's record is."""
-    return f"{row.file}, byte {row.offset:,}"
+    return f"{row.file}, {unit(row.file)} {row.offset:,}"
 
 
 def _article(row: Row) -> _Article:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from beam_prep import storage
-from beam_prep.inspection import DecodedSequence, Part, SequenceSpan, shorten, visible
+from beam_prep.inspection import DecodedSequence, Part, SequenceSpan, shorten, unit, visible
 from beam_prep.manifest import Manifest, OutputEntry
 from beam_prep.place import COPY_BITS
 from beam_prep.rendering import Rendering, Row, raw_text
@@ -147,7 +147,9 @@ def print_sequence(console: Console, sequence: DecodedSequence, full: bool) -> N
     for span in sequence.spans:
         console.print()
         console.print(Text(_span_head(span), "bold"), soft_wrap=True)
-        console.print(Text(f"{visible(span.file)}, byte {span.offset:,}, id {span.id}", "dim"), soft_wrap=True)
+        console.print(
+            Text(f"{visible(span.file)}, {unit(span.file)} {span.offset:,}, id {span.id}", "dim"), soft_wrap=True
+        )
         console.print(_parts(span.parts, full), soft_wrap=not console.is_terminal)
     if sequence.padding:
         console.print(f"\n{sequence.padding:,} tokens of padding", style="bold")

@@ -8,14 +8,35 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
+DEBUG_VARIABLE = "BEAM_PREP_DEBUG"
+"""Set to anything, a worker prints its tracebacks."""
 _POLL_SECONDS = 0.2
+
+
+class _WithoutTracebacks:
+    """stderr without the tracebacks that Beam prints there: what failed is also raised in the parent."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        """Writes a text that is no traceback, nor the line feed that `print` puts behind one."""
+        self._dropped = text.startswith("Traceback (most recent") or (self._dropped and text == "\n")
+        return len(text) if self._dropped else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def main() -> None:
     """Serves the process that started this one until it is gone, however that happens."""
     parent = os.getppid()
     signal.signal(signal.SIGINT, _be_silent)
+    if not os.environ.get(DEBUG_VARIABLE):
+        sys.stderr = _WithoutTracebacks(sys.stderr)
     threading.Thread(target=_follow, args=(parent,), name="beam-prep-follow", daemon=True).start()
     threading.excepthook = lambda failed: _report(parent, failed.exc_value)
     from apache_beam.runners.worker import sdk_worker_main

@@ -19,6 +19,7 @@ from apache_beam.typehints import KV
 from apache_beam.typehints import Any as AnyType
 
 from beam_prep import transforms as t
+from beam_prep.batch_coder import DocumentBatch, RecordBatch
 from beam_prep.dedup import slice_run
 from beam_prep.job import Job
 from beam_prep.runner import FOLD_FROM, FOLD_TO
@@ -36,9 +37,9 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
     by_source = units | FOLD_FROM >> beam.Partition(lambda unit, _: unit[0], len(job.sources))
     documents = [
         by_source[number]
-        | f"Read {name}" >> beam.ParDo(t.Read(job, name))
-        | f"Transform {name}" >> beam.ParDo(t.Transform(job, number))
-        | f"Mix {name}" >> beam.ParDo(t.Mix(job))
+        | f"Read {name}" >> beam.ParDo(t.Read(job, name)).with_output_types(RecordBatch)
+        | f"Transform {name}" >> beam.ParDo(t.Transform(job, number)).with_output_types(DocumentBatch)
+        | f"Mix {name}" >> beam.ParDo(t.Mix(job)).with_output_types(DocumentBatch)
         for number, name in enumerate(job.names)
     ]
     tokenized = (

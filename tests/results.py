@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import logging
 import lzma
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import zstandard
-from data_forager.datasets.tokens import TokensDataset
 from tokenizers import Tokenizer
 
 OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstandard.open}
@@ -40,6 +40,13 @@ def shard_hashes(out: Path, output: str = "train") -> list[str]:
 
 def sequences_by_forager(folder: Path) -> np.ndarray:
     """uint32[n, context_length]: every sequence, through data-forager's own class."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    from data_forager.datasets.tokens import TokensDataset
+
+    root.setLevel(level)
+    root.handlers[:] = handlers  # the import had every logger of the process print its details
+
     dataset = TokensDataset.create_from_index_on_filesystem(str(folder), token_dtype=np.uint32)
     return np.stack([dataset[n] for n in range(len(dataset))])
 

@@ -32,6 +32,8 @@ from beam_prep.tokenizer import (
     FastokensEncoder,
     HuggingFaceEncoder,
     TokenizerSpec,
+    _describe,
+    _read,
     decoder,
     encoder,
     has_fastokens,
@@ -144,7 +146,11 @@ class TestBundled:
     def test_a_damaged_package_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(BUNDLED, "qwen3", "0" * 64)
         with pytest.raises(BeamPrepError, match="sha256"):
-            resolve("qwen3")
+            encoder(resolve("qwen3"), "huggingface")
+
+    def test_the_spec_beside_it_is_that_of_its_file(self) -> None:
+        location = "bundled:qwen3"
+        assert resolve("qwen3") == _describe("qwen3", location, _read(location, BUNDLED["qwen3"]))
 
     def test_transformers_is_not_imported_for_it(self) -> None:
         code = (
@@ -500,3 +506,4 @@ class TestParity:
         chosen = ParityCheck.choose(ids)
         assert 5 < len(chosen) < 60
         assert ParityCheck.choose(ids[::-1]) == sorted(len(ids) - 1 - n for n in chosen)
+
