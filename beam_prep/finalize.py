@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from beam_prep import __version__, storage
-from beam_prep.balance import Plan
+from beam_prep.balance import Plan, PlannedOutput
+from beam_prep.buckets import PackedShard
 from beam_prep.errors import BeamPrepError
 from beam_prep.index import sample_locations, write_index
 from beam_prep.job import Job
 from beam_prep.place import PlacedTally
-from beam_prep.shards import ShardRecord
+from beam_prep.shards import ShardRecord, write_shard
 
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
@@ -33,6 +34,7 @@ def finalize(
     for number, planned in enumerate(plan.outputs):
         own = [shard for shard in shards if shard.output == number]
         folder = storage.join(job.output, planned.output.name)
+        own = sorted([*own, *_empty_shards(job, number, planned, own)])
         check_shards(folder, own, planned.buckets)
         length = planned.output.context_length
         write_index(folder, [s.path for s in own], sample_locations([s.sequences for s in own], 4 * length))
@@ -42,6 +44,24 @@ def finalize(
     storage.write_bytes(storage.join(job.output, MANIFEST), [text.encode()])
     storage.write_bytes(storage.join(job.output, SUCCESS), [job.fingerprint.encode() + b"\n"])
     return manifest
+
+
+def _empty_shards(job: Job, number: int, planned: PlannedOutput, written: Sequence[ShardRecord]) -> list[ShardRecord]:
+    """Writes the shards of buckets that no document fell into, so that no number is missing.
+
+    They hold nothing, which is certain: the ledger has just found every token in the other ones.
+    """
+    return [
+        write_shard(
+            storage.join(job.output, planned.output.name),
+            PackedShard(number, bucket, 0, b"", b"", b"", (), 0),
+            planned.buckets,
+            planned.output.context_length,
+            job.tokenizer.eod_token_id,
+            job.names,
+        )
+        for bucket in sorted(set(range(planned.buckets)) - {shard.bucket for shard in written})
+    ]
 
 
 def check_shards(folder: str, shards: Sequence[ShardRecord], buckets: int) -> None:

@@ -1,4 +1,4 @@
-"""Launch: everything around the graph. What is checked before the work starts, which runner does it, what is left after."""
+"""Launch: everything around the graph: what is checked before, which runner does the work, what is left after."""
 
 from __future__ import annotations
 

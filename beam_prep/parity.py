@@ -41,8 +41,8 @@ class ParityCheck:
             got = produced[number] if len(piece) <= MAX_CHARS else self._fast.encode([shortened[number]])[0]
             if bytes(got) != wanted:
                 raise BeamPrepError(
-                    f"{where}: {self._fast.backend} and the Hugging Face tokenizer give different ids for this document; "
-                    "set `tokenizer_backend: huggingface` (slower, exact) and report the text"
+                    f"{where}: {self._fast.backend} and the Hugging Face tokenizer give different ids for this "
+                    "document; set `tokenizer_backend: huggingface` (slower, exact) and report the text"
                 )
         self.documents += 1
 

@@ -33,9 +33,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         raise BeamPrepError(f"{path}: the file is gone; it was there when the run began") from error
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BeamPrepError(
-            f"{path}: cannot be read as Parquet ({reason}); the file is truncated or corrupt"
-        ) from error
+        raise BeamPrepError(f"{path}: cannot be read as Parquet ({reason}); truncated or corrupt") from error
 
 
 def row_group_bytes(path: str) -> list[int]:
@@ -53,7 +51,7 @@ def row_group_bytes(path: str) -> list[int]:
 
 
 def read_row_groups(path: str, start: int, end: int) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """(lines, offsets) of row groups [start, end) (end -1: to the last): a JSON object a row, its offset the row number.
+    """(lines, offsets) of row groups [start, end) (end -1: all): JSON objects, offset = row number.
 
     Raises:
       BeamPrepError: the file cannot be read; names it.
@@ -73,7 +71,7 @@ def read_row_groups(path: str, start: int, end: int) -> Iterator[tuple[list[byte
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for: bytes as text (base64 where they are not UTF-8), everything else as Python writes it."""
+    """What JSON has no form for: bytes as text (base64 where they are not UTF-8), the rest as Python writes it."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

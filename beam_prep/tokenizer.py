@@ -82,9 +82,7 @@ def _bundled(name: str) -> TokenizerSpec:
     """The spec of a bundled tokenizer, kept beside it (reading 11 MB of JSON for it would cost half a second)."""
     spec = orjson.loads((resources.files("beam_prep.tokenizers") / f"{name}.json").read_bytes())
     special = tuple((token, id_) for token, id_ in spec["special_tokens"])
-    return TokenizerSpec(
-        name, f"bundled:{name}", BUNDLED[name], spec["eod_token_id"], spec["vocab_size"], special
-    )
+    return TokenizerSpec(name, f"bundled:{name}", BUNDLED[name], spec["eod_token_id"], spec["vocab_size"], special)
 
 
 def _from_hub(name: str) -> bytes:
@@ -134,7 +132,8 @@ def _read(location: str, sha256: str) -> bytes:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise BeamPrepError(
-            f"tokenizer {location}: sha256 is {found}, not {sha256}; the file is damaged or has changed since the run began"
+            f"tokenizer {location}: sha256 is {found}, not {sha256}; "
+            "the file is damaged or has changed since the run began"
         )
     return data
 

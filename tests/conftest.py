@@ -71,13 +71,18 @@ datasets:
 
 def write_small_data(folder: Path) -> Path:
     """Two sources with rejected, filtered, repeated and blank lines; the path of their configuration."""
-    notes = [{"title": f"Note {n}", "text": f"Number {n}, 漢字 <|im_end|> " + "and so on " * (n % 23)} for n in range(120)]
+    notes = [
+        {"title": f"Note {n}", "text": f"Number {n}, 漢字 <|im_end|> " + "and so on " * (n % 23)} for n in range(120)
+    ]
     lines = [json.dumps(note, ensure_ascii=False) for note in (*notes, notes[5], notes[7])]
     lines += ["", "{not JSON", json.dumps({"title": "no text"}), json.dumps({"title": "t", "text": None})]
     (folder / "notes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with gzip.open(folder / "talks.jsonl.gz", "wt", encoding="utf-8") as file:
         for n in range(60):
-            turns = [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": "It is. " * (n % 9)}]
+            turns = [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": "It is. " * (n % 9)},
+            ]
             file.write(json.dumps({"turns": turns}) + "\n")
     path = folder / "small.yaml"
     path.write_text(SMALL_CONFIG.format(folder=folder), encoding="utf-8")

@@ -119,7 +119,7 @@ class Reference:
         """The ids of each document, with the separator. Control tokens in data are encoded as text."""
         documents = list(documents)
         data = [piece for document in documents for piece in document.pieces]
-        encoded = iter(self._split.encode_batch(data, add_special_tokens=False))
+        encoded = iter(self._split.encode_batch_fast(data, add_special_tokens=False))
         result = []
         for document in documents:
             ids = list(next(encoded).ids)

@@ -1,6 +1,7 @@
 """Parquet input: every row once, its number as offset, whatever the row groups; damage is named."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,7 +64,7 @@ def test_empty_file_has_no_rows(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "no footer", "not parquet", "body"])
 def test_damage_is_an_error_that_names_the_file(tmp_path, damage):
     path = write(tmp_path / "a.parquet", ROWS, 100)
-    data = bytearray(open(path, "rb").read())
+    data = bytearray(Path(path).read_bytes())
     if damage == "truncated":
         data = data[: len(data) // 2]
     elif damage == "no footer":
@@ -72,7 +73,7 @@ def test_damage_is_an_error_that_names_the_file(tmp_path, damage):
         data = bytearray(b'{"text": "json"}\n')
     else:
         data[4 : len(data) // 3] = bytes(len(data) // 3 - 4)
-    open(path, "wb").write(data)
+    Path(path).write_bytes(data)
     with pytest.raises(BeamPrepError, match=r"a\.parquet"):
         for _ in read_row_groups(path, 0, -1):
             pass

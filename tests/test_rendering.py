@@ -116,13 +116,14 @@ def test_truncated_file_is_named(tmp_path):
 
 
 def test_seed_decides_what_is_drawn(tmp_path):
-    example = catalog.entry("rag-dataset-12000").example
-    rows = [{**example, "question": f"Question {n}?"} for n in range(40)]
-    (tmp_path / "rag.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = f"datasets: [{{name: rag, template: rag-dataset-12000, input: {tmp_path}/rag.jsonl}}]"
-    drawn = [render_config(parse_config(text, overrides={"seed": seed}), None, n=40)[0].rows for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1]
-    assert isinstance(drawn[2], list)
+    example = catalog.entry("samsum").example
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**example, "n": n}) + "\n" for n in range(60)))
+    text = f"datasets: [{{name: drawn, template: samsum, input: {tmp_path}/rows.jsonl}}]"
+    first, again, other = (
+        render_config(parse_config(text, overrides={"seed": seed}), None, n=60)[0].rows for seed in (1, 1, 2)
+    )
+    assert len(first) == 60 and first == again
+    assert [row.parts for row in first] != [row.parts for row in other]
 
 
 def test_every_entry_has_an_example_that_renders():

@@ -506,4 +506,3 @@ class TestParity:
         chosen = ParityCheck.choose(ids)
         assert 5 < len(chosen) < 60
         assert ParityCheck.choose(ids[::-1]) == sorted(len(ids) - 1 - n for n in chosen)
-

@@ -125,7 +125,10 @@ QUICK: dict[str, tuple[Callable[[Path], Any], str]] = {
         "file_location.txt: differs from what the shards need at byte 27",
     ),
     "orphan": (lambda out: (out / "train/tokenized-samples/old.bin").write_text("x"), "old.bin: belongs to no shard"),
-    "temporary file": (lambda out: (out / "manifest.json.12.tmp").write_text("x"), "manifest.json.12.tmp: belongs to no"),
+    "temporary file": (
+        lambda out: (out / "manifest.json.12.tmp").write_text("x"),
+        "manifest.json.12.tmp: belongs to no",
+    ),
     "left work": (
         lambda out: ((out / ".work").mkdir(), (out / ".work/run").write_text("x")),
         ".work/run: belongs to no shard",
@@ -135,12 +138,21 @@ QUICK: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer": (lambda out: edit(out, "tokenizer", "sha256", to="0" * 64), "tokenizer.sha256 is 000"),
     "separator": (lambda out: edit(out, "tokenizer", "eod_token_id", to=151645), "tokenizer.eod_token_id is 151,645"),
     "vocabulary": (lambda out: edit(out, "tokenizer", "vocab_size", to=10**6), "tokenizer.vocab_size is 1,000,000"),
-    "source gone": (lambda out: edit(out, "ledger", to=lambda ledger: ledger.pop("notes") and ledger), "sources of the"),
-    "sequences": (lambda out: edit(out, "outputs", "train", "sequences", to=lambda n: n + 1), "outputs.train: sequences"),
+    "source gone": (
+        lambda out: edit(out, "ledger", to=lambda ledger: ledger.pop("notes") and ledger),
+        "sources of the",
+    ),
+    "sequences": (
+        lambda out: edit(out, "outputs", "train", "sequences", to=lambda n: n + 1),
+        "outputs.train: sequences",
+    ),
     "tokens": (lambda out: edit(out, "outputs", "train", "tokens", to=lambda n: n - 1), "outputs.train: tokens is"),
     "padding": (lambda out: edit(out, "outputs", "train", "padding", to=lambda n: n + 1), "sequences × context_length"),
     "dropped": (lambda out: edit(out, "outputs", "train", "dropped_tokens", to=1), "dropped_tokens is 1: more than"),
-    "share": (lambda out: edit(out, "outputs", "train", "sources", "notes", "share", to=0.5), "sources.notes.share is 0.5"),
+    "share": (
+        lambda out: edit(out, "outputs", "train", "sources", "notes", "share", to=0.5),
+        "sources.notes.share is 0.5",
+    ),
     "epochs": (lambda out: edit(out, "outputs", "train", "sources", "talks", "epochs", to=2.5), "talks.epochs is 2.5"),
     "copies": (lambda out: edit(out, "outputs", "train", "sources", "notes", "copies", to=1), "but 1 copies of them"),
     "shard's sequences": (
