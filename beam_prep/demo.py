@@ -107,14 +107,18 @@ def functions() -> Iterator[dict[str, Any]]:
     """Documented functions and classes of the standard library: name, signature and doc; each object once."""
     seen: set[int] = set()
     for module_name in _MODULES.split():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                module = importlib.import_module(module_name)
-        except Exception:  # left out of some builds (sqlite3, ssl, zoneinfo …)
-            continue
-        for name, value in sorted(vars(module).items()):
-            yield from _documented(f"{module_name}.{name}", name, value, seen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from list(_members(module_name, seen))
+
+
+def _members(module_name: str, seen: set[int]) -> Iterator[dict[str, Any]]:
+    try:
+        module = importlib.import_module(module_name)
+    except Exception:  # left out of some builds (sqlite3, ssl, zoneinfo …)
+        return
+    for name, value in sorted(vars(module).items()):
+        yield from _documented(f"{module_name}.{name}", name, value, seen)
 
 
 def _documented(path: str, name: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[dict[str, Any]]:

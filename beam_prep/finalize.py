@@ -37,6 +37,11 @@ def finalize(
         own = sorted([*own, *_empty_shards(job, number, planned, own)])
         check_shards(folder, own, planned.buckets)
         length = planned.output.context_length
+        if not any(s.sequences for s in own):
+            raise BeamPrepError(
+                f"output {planned.output.name!r}: its {planned.tokens:,} tokens fill no sequence of {length:,}, "
+                "and `tail: drop` leaves no sequence; use `tail: pad` or a shorter context_length"
+            )
         write_index(folder, [s.path for s in own], sample_locations([s.sequences for s in own], 4 * length))
         outputs[planned.output.name] = _describe_output(job, plan, number, own)
     manifest = build_manifest(job, outputs, ledger, rejected_files)

@@ -29,7 +29,7 @@ def write_index(folder: str, paths: Sequence[str], locations: np.ndarray, index_
     """Writes an index below an output's folder. `paths` are relative to it."""
     text = "".join(f"{path}\n" for path in paths)
     storage.write_bytes(storage.join(folder, index_folder, FILE_LOCATION), [text.encode()])
-    storage.write_bytes(storage.join(folder, index_folder, SAMPLE_LOCATIONS), [memoryview(locations).cast("B")])
+    storage.write_bytes(storage.join(folder, index_folder, SAMPLE_LOCATIONS), [locations.tobytes()])
 
 
 def read_index(folder: str, index_folder: str = INDEX_FOLDER) -> tuple[list[str], np.ndarray]:

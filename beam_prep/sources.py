@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -50,16 +51,24 @@ class Unit(NamedTuple):
 def match_source(name: str, patterns: Sequence[str]) -> list[InputFile]:
     """The files of a source.
 
+    A file that several patterns match is one file, however they spell its path.
+
     Raises:
-      ConfigError: a pattern matches nothing.
+      ConfigError: a pattern matches nothing, or a file whose name cannot be written down.
     """
     found: dict[str, storage.Found] = {}
     for pattern in patterns:
         matched = storage.match(pattern)
         if not matched:
             raise ConfigError(f"dataset {name!r}: input {pattern!r} matches no file; check the path and the pattern")
-        found.update((file.path, file) for file in matched)
-    return [InputFile(n, path, *found[path][1:]) for n, path in enumerate(sorted(found))]
+        for file in matched:
+            found.setdefault(os.path.abspath(file.path) if storage.is_local(file.path) else file.path, file)
+    for path in found:
+        if not path.isascii() and path != path.encode(errors="replace").decode():
+            raise ConfigError(
+                f"dataset {name!r}: the name of {path!r} is not UTF-8, as the output's files are; rename it"
+            )
+    return [InputFile(n, *file) for n, file in enumerate(sorted(found.values()))]
 
 
 def signature(files: Iterable[InputFile]) -> str:

@@ -386,6 +386,19 @@ class TestMatch:
     def test_a_file_that_two_patterns_match_is_one_file(self, files: Path) -> None:
         assert self.names(match_source("x", [f"{files}/a*", f"{files}/*a.jsonl", f"{files}/a.jsonl"])) == ["a.jsonl"]
 
+    def test_however_it_is_spelled(self, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(files)
+        (found,) = match_source("x", ["a.jsonl", "./a.jsonl", f"{files}/*a.jsonl", f"../{files.name}/a.jsonl"])
+        assert found.path == "a.jsonl"
+
+    def test_a_name_that_is_not_utf8(self, files: Path) -> None:
+        try:
+            (files / "caf\udce9.jsonl").write_bytes(b"{}")
+        except (OSError, UnicodeError):
+            pytest.skip("this file system has no such names")
+        with pytest.raises(ConfigError, match="is not UTF-8"):
+            match_source("x", [f"{files}/c*.jsonl"])
+
     def test_a_name_with_glob_characters(self, files: Path) -> None:
         assert self.names(match_source("x", [f"{files}/c[1].jsonl"])) == ["c[1].jsonl"]
 

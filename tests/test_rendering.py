@@ -116,9 +116,9 @@ def test_truncated_file_is_named(tmp_path):
 
 
 def test_seed_decides_what_is_drawn(tmp_path):
-    example = catalog.entry("samsum").example
+    example = {**catalog.entry("soda").example, "prompt": ["Talk.", "Chat.", "Speak."]}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**example, "n": n}) + "\n" for n in range(60)))
-    text = f"datasets: [{{name: drawn, template: samsum, input: {tmp_path}/rows.jsonl}}]"
+    text = f"datasets: [{{name: drawn, template: soda, input: {tmp_path}/rows.jsonl}}]"
     first, again, other = (
         render_config(parse_config(text, overrides={"seed": seed}), None, n=60)[0].rows for seed in (1, 1, 2)
     )
