@@ -18,6 +18,8 @@ from beam_prep.place import PLACED, Block, inline_block, row_views
 _GAP_BYTES = 256 << 10
 """Bytes between two documents of a file that are rather read than skipped."""
 _MAP_BYTES = 1 << 20
+_RELEASE_BYTES = 64 << 10
+"""Ranges smaller than this are not worth a system call."""
 
 Packer = Callable[[np.ndarray, int], Packed]
 
@@ -174,21 +176,24 @@ def _file_view(descriptor: int, offset: int, size: int, path: str) -> memoryview
 
 def release_written(shard: PackedShard, spans: np.ndarray, rows: np.ndarray, row_blocks: np.ndarray) -> None:
     """Gives back the spilled tokens of the documents that are wholly in a finished shard; see `carrier.release`."""
-    # A document that goes on in another shard, and all that follow it in its run, keep their tokens.
-    placed = np.zeros(len(rows), np.int64)
-    np.add.at(placed, spans["row"], spans["length"])
-    unfinished = placed < rows["tokens"]
+    in_shard = np.zeros(len(rows), np.int64)
+    np.add.at(in_shard, spans["row"], spans["length"])
+    finished = in_shard == rows["tokens"]
     for index in np.unique(row_blocks).tolist():
         block = shard.blocks[index]
         if not block.once or not isinstance(block.tokens, FileSlice):
             continue
-        own = row_blocks == index
-        begins = rows["start"][own]
-        ends = begins + rows["tokens"][own]
-        open_ = begins[unfinished[own]]
-        low = int(begins.min())
-        high = int(open_.min()) if len(open_) else int(ends.max())
-        carriers.release(block.tokens, 4 * low, 4 * (high - low))
+        own = rows[(row_blocks == index) & finished]
+        begins = np.sort(own["start"].astype(np.int64))
+        ends = begins + own["tokens"][np.argsort(own["start"])]
+        # Exactly these documents, neighbours together: what lies between them belongs to other buckets.
+        if not len(own):
+            continue
+        first = np.nonzero(np.concatenate([[True], begins[1:] != ends[:-1]]))[0]
+        last = np.append(first[1:] - 1, len(begins) - 1)
+        for low, high in zip(begins[first].tolist(), ends[last].tolist(), strict=True):
+            if 4 * (high - low) >= _RELEASE_BYTES:
+                carriers.release(block.tokens, 4 * low, 4 * (high - low))
 
 
 def paths_of(blocks: Sequence[Block]) -> list[dict[int, str]]:

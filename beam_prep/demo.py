@@ -29,6 +29,8 @@ weakref webbrowser wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax xm
 zlib zoneinfo
 """
 
+_REPLACED = ("set_trace", "showwarning")
+
 _HEADER = "# beam-prep demo:"
 
 _CONFIG = """\
@@ -122,7 +124,10 @@ def _members(module_name: str, seen: set[int]) -> Iterator[dict[str, Any]]:
 
 
 def _documented(path: str, name: str, value: Any, seen: set[int], depth: int = 0) -> Iterator[dict[str, Any]]:
-    if name.startswith("_") or id(value) in seen or not (inspect.isroutine(value) or inspect.isclass(value)):
+    # Hooks are what the process at hand has made of them.
+    if name.startswith("_") or name.endswith("hook") or name in _REPLACED or id(value) in seen:
+        return
+    if not (inspect.isroutine(value) or inspect.isclass(value)):
         return
     seen.add(id(value))
     doc = inspect.getdoc(value)

@@ -117,7 +117,11 @@ def _check_output(job: Job, overwrite: bool) -> None:
                 "empty folder, or add --overwrite (which deletes only what belongs to an output)"
             )
     for name in ours:
-        storage.delete(storage.join(job.output, name))
+        if name != WORK_FOLDER:
+            storage.delete(storage.join(job.output, name))
+    for found in storage.list_files(storage.join(job.output, WORK_FOLDER)):
+        if found.path != job.tokenizer.location:  # a Hub tokenizer has just been put there
+            storage.delete(found.path)
 
 
 def run(prepared: Prepared) -> None:

@@ -51,7 +51,7 @@ class Block(NamedTuple):
     files: Payload
     """JSON {file number: path}."""
     once: bool
-    """Whether every document of the run is written once at most, so that its tokens may go when they are in a shard."""
+    """Whether every document of the run is written once at most, so that its tokens may go when a shard has them."""
 
 
 class PlacedTally(NamedTuple):

@@ -107,7 +107,7 @@ def _describe(name: str, location: str, data: bytes) -> TokenizerSpec:
         content = orjson.loads(data)
         added = content.get("added_tokens") or []
         vocabulary = content["model"]["vocab"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"tokenizer {name!r}: {location} is not a tokenizer.json") from None
     largest = max([len(vocabulary) - 1, *(token["id"] for token in added)])
     if isinstance(vocabulary, dict):

@@ -1,6 +1,7 @@
 """The command line: exit status, one message an error, Beam's options, Ctrl-C, and what the screen shows."""
 
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from conftest import write_small_data
 from results import shard_hashes
 
-from beam_prep import calls, cli, launch
+from beam_prep import calls, cli, launch, worker
 from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
 from beam_prep.errors import BeamPrepError, ConfigError, for_runner
 from beam_prep.progress import Snapshot
@@ -147,13 +148,9 @@ def test_failed_run_is_one_message(tmp_path):
     config = write_small_data(tmp_path)
     config.write_text(config.read_text().replace("max_rejects: 0.1", "max_rejects: 0"))
     failed = invoke("run", config)
-    # Worker processes have much to say about it.
-    failed_workers = process("run", config, "--workers", 2)
-    out, err = failed_workers.communicate()
-    assert failed.exit_code == failed_workers.returncode == 1 and failed.stdout == out == ""
-    for text in (failed.stderr, err):
-        lines = without_progress(text)
-        assert lines[0].startswith("error: dataset 'notes': 3 of 125 records rejected") and len(lines) == 2
+    assert failed.exit_code == 1 and failed.stdout == ""
+    lines = without_progress(failed.stderr)
+    assert lines[0].startswith("error: dataset 'notes': 3 of 125 records rejected") and len(lines) == 2
     assert not (tmp_path / "out/_SUCCESS").exists() and (tmp_path / "out/rejected").is_dir()
 
 
@@ -271,6 +268,16 @@ def test_logs_keep_real_warnings(root_logger, capsys):
     assert capsys.readouterr().err == "WARNING the bucket is in another region\nWARN disk is slow\n"
 
 
+def test_workers_do_not_print_what_the_run_says_anyway():
+    stream = io.StringIO()
+    quiet = worker._WithoutTracebacks(stream)
+    print("Traceback (most recent call last):\n  boom", file=quiet)
+    print("disk is slow", file=quiet)
+    print(file=quiet)
+    quiet.flush()
+    assert stream.getvalue() == "disk is slow\n\n"
+
+
 def test_pace():
     pace = Pace(1_000_000, 0)
     assert pace.state(Snapshot(), 0.0) == State("starting", 0.0, (), None)
@@ -325,22 +332,25 @@ def test_progress_lines_off_a_terminal(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo terminals")
-def test_progress_on_a_terminal(tmp_path):
+def test_progress_on_a_terminal(monkeypatch):
     import pty
 
-    config = write_small_data(tmp_path)
+    from beam_prep import screen
+
     master, slave = pty.openpty()
-    call = [sys.executable, "-m", "beam_prep", "run", str(config)]
-    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=slave, env=env, text=True)
-    os.close(slave)
-    shown = b""
-    try:
-        while data := os.read(master, 4096):
-            shown += data
-    except OSError:  # the other side is closed
-        pass
-    out, _ = running.communicate()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(screen, "_POLL_SECONDS", 0.05)
+    stop = threading.Event()
+    states = iter([State("starting", 0.0, (), None), *[State("tokenizing", 0.5, ("1 MB", "7 documents"), 3.2)] * 100])
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        thread = threading.Thread(target=screen._watch_terminal, args=(lambda: next(states), stop))
+        thread.start()
+        time.sleep(0.5)
+        stop.set()
+        thread.join()
+        shown = os.read(master, 1 << 16).decode()
     os.close(master)
-    assert running.returncode == 0 and "done in" in out and "\x1b" not in out
-    assert b"starting" in shown and b"\x1b[" in shown
+    assert "starting" in shown and "tokenizing" in shown and "50%" in shown and "4 s left" in shown
+    assert "1 MB  7 documents" in shown and shown.endswith("\x1b[2K")  # nothing is left of it
