@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import EOD, NAMES, Doc, Written, make_run, naive_output, toy_tokens, write_outputs
 
-from beam_prep import balance, place, shards
+from beam_prep import balance, buckets, place, shards
 from beam_prep.buckets import load_bucket, pack_bucket
 from beam_prep.carrier import Carrier, FileSlice, Payload, length, load, part, release
 from beam_prep.mix import document_ids, id_text
