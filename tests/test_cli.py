@@ -334,6 +334,7 @@ def test_progress_lines_off_a_terminal(monkeypatch, capsys):
 @pytest.mark.skipif(os.name != "posix", reason="pseudo terminals")
 def test_progress_on_a_terminal(monkeypatch):
     import pty
+    import select
 
     from beam_prep import screen
 
@@ -350,7 +351,10 @@ def test_progress_on_a_terminal(monkeypatch):
         time.sleep(0.5)
         stop.set()
         thread.join()
-        shown = os.read(master, 1 << 16).decode()
+        shown = b""
+        while select.select([master], [], [], 0.2)[0]:  # a terminal hands over some 4 kB at a time
+            shown += os.read(master, 1 << 16)
+        shown = shown.decode()
     os.close(master)
     assert "starting" in shown and "tokenizing" in shown and "50%" in shown and "4 s left" in shown
     assert "1 MB  7 documents" in shown and shown.endswith("\x1b[2K")  # nothing is left of it
