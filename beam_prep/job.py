@@ -41,6 +41,8 @@ class Job(NamedTuple):
     tokenizer: TokenizerSpec
     fingerprint: str
     carrier: Carrier
+    encoders: int = 1
+    """Threads that encode in each worker process."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +104,12 @@ def fingerprint(config: Config, sources: tuple[Source, ...], tokenizer: Tokenize
 
 
 def make_job(
-    config: Config, sources: tuple[Source, ...], tokenizer: TokenizerSpec, inputs: str, work: str | None
+    config: Config,
+    sources: tuple[Source, ...],
+    tokenizer: TokenizerSpec,
+    inputs: str,
+    work: str | None,
+    encoders: int = 1,
 ) -> Job:
     """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle."""
     return Job(
@@ -113,4 +120,5 @@ def make_job(
         tokenizer,
         fingerprint(config, sources, tokenizer, inputs),
         Carrier(work),
+        encoders,
     )

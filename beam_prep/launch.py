@@ -25,6 +25,8 @@ from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
 WORK_FOLDER = ".work"
+_MOST_ENCODERS = 4
+"""More threads than this would wait for the one that reads and renders."""
 LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 
 
@@ -82,7 +84,9 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
             problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems))
-    job = make_job(config, sources, tokenizer, signature(files), work)
+    # Engines start a worker process for each core; a local process has all cores to itself.
+    encoders = min(_MOST_ENCODERS, max(1, (os.cpu_count() or 1) // max(1, options.workers))) if local else 1
+    job = make_job(config, sources, tokenizer, signature(files), work, encoders)
     _check_output(job, options.overwrite)
     storage.require_writable(config.output)
     compressed = sum(file.size for file in files if is_compressed(file.path) or is_parquet(file.path))

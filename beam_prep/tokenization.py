@@ -1,4 +1,4 @@
-"""Tokenize: documents in, runs out. Encoding and writing go on in threads while the next batch is read and rendered."""
+"""Tokenize: documents in, runs out. Encoding and writing go on in threads while the next batches are read and rendered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ ENGINE_RUN_BYTES = 4 << 20
 _SWITCH_SECONDS = 2e-4
 """How long a thread may hold the GIL while another waits. With Python's 5 ms the encoder, which needs it for moments
 only, waits longer than it works."""
-_BATCHES_IN_FLIGHT = 3
+_BATCHES_WAITING = 2
+"""Batches beyond those that are being encoded, so that no encoder waits."""
 _RUNS_IN_FLIGHT = 1
 
 
@@ -38,9 +39,9 @@ def tune_interpreter() -> None:
 
 
 class Tokenization:
-    """Encodes batches in the order they are added; one encoder thread, one writer thread.
+    """Encodes batches on some threads, builds runs of them in the order they were added, writes runs on another thread.
 
-    Both release the GIL for most of their time, so that one process keeps two cores busy.
+    Encoders and writer release the GIL for most of their time, so that one process keeps several cores busy.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Tokenization:
         carrier: Carrier,
         seed: int,
         limits: Sequence[TokenLimits],
+        threads: int = 1,
         run_bytes: int | None = None,
     ):
-        """`limits`: one a source."""
+        """`limits`: one a source; `threads`: how many encode at once."""
         tune_interpreter()
         self._encoder: Encoder = encoder(spec, backend)
         self._carrier, self._seed, self._limits = carrier, seed, limits
@@ -60,10 +62,11 @@ class Tokenization:
         self._eod = spec.eod_token_id.to_bytes(4, "little")
         self._control_ids = {token: id_.to_bytes(4, "little") for token, id_ in spec.special_tokens}
         self._parity = ParityCheck(spec, self._encoder) if self._encoder.backend != "huggingface" else None
-        self._encode_pool = ThreadPoolExecutor(1, thread_name_prefix="beam-prep-encode")
+        self._in_flight = threads + _BATCHES_WAITING
+        self._encode_pool = ThreadPoolExecutor(threads, thread_name_prefix="beam-prep-encode")
         self._write_pool = ThreadPoolExecutor(1, thread_name_prefix="beam-prep-write")
         self._parity_pool = ThreadPoolExecutor(1, thread_name_prefix="beam-prep-parity")
-        self._encoding: deque[Future] = deque()
+        self._encoding: deque[tuple[DocumentBatch, list[str], Future]] = deque()
         self._writing: deque[Future] = deque()
         self._checking: deque[Future] = deque()
         self._slots = threading.Semaphore(_RUNS_IN_FLIGHT)
@@ -72,9 +75,10 @@ class Tokenization:
 
     def add(self, batch: DocumentBatch) -> list[Run]:
         """Takes a batch; returns the runs that are complete by now (often none)."""
-        self._encoding.append(self._encode_pool.submit(self._encode, batch))
-        while len(self._encoding) > _BATCHES_IN_FLIGHT:
-            self._encoding.popleft().result()
+        pieces = flat_pieces(batch)
+        self._encoding.append((batch, pieces, self._encode_pool.submit(self._encode, pieces)))
+        while self._encoding and (len(self._encoding) > self._in_flight or self._encoding[0][2].done()):
+            self._build(*self._encoding.popleft())
         return self._finished(wait=False)
 
     def finish(self) -> list[Run]:
@@ -84,8 +88,8 @@ class Tokenization:
           BeamPrepError: the parity check found a difference.
         """
         while self._encoding:
-            self._encoding.popleft().result()
-        self._encode_pool.submit(self._close).result()
+            self._build(*self._encoding.popleft())
+        self._close()
         runs = self._finished(wait=True)
         while self._checking:
             self._checking.popleft().result()
@@ -102,15 +106,15 @@ class Tokenization:
             runs.append(self._writing.popleft().result())
         return runs
 
-    # The methods below run on the encoder's thread.
+    def _encode(self, pieces: list[str]) -> tuple[bytes, np.ndarray]:
+        return self._encoder.encode(pieces) if pieces else (b"", np.zeros(1, np.uint64))
 
-    def _encode(self, batch: DocumentBatch) -> None:
+    def _build(self, batch: DocumentBatch, pieces: list[str], encoded: Future) -> None:
+        ids, bounds = encoded.result()
         if self._builder is None or batch.unit != self._unit:
             self._close()
             self._open(batch)
         assert self._builder is not None
-        pieces = flat_pieces(batch)
-        ids, bounds = self._encoder.encode(pieces) if pieces else (b"", np.zeros(1, np.uint64))
         if self._parity is not None and pieces:
             self._sample(batch, pieces, ids, bounds)
         self._builder.add(batch, self._limits[batch.source], ids, bounds)

@@ -171,7 +171,7 @@ class FastokensEncoder:
     backend = "fastokens"
 
     def __init__(self, spec: TokenizerSpec):
-        # One thread: a second one gains a quarter and costs half as much again, which reading and rendering use better.
+        # Threads of its own would split single documents; `Tokenization` encodes several batches at once instead.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         os.environ.setdefault("RAYON_NUM_THREADS", "1")
         import fastokens

@@ -149,7 +149,7 @@ class Tokenize(_DoFn):
         if self._tokenization is None:
             job = self._job
             self._tokenization = tokenization.Tokenization(
-                job.tokenizer, job.config.tokenizer_backend, job.carrier, job.config.seed, job.limits
+                job.tokenizer, job.config.tokenizer_backend, job.carrier, job.config.seed, job.limits, job.encoders
             )
         for run in self._tokenization.add(batch):
             yield from self._outputs(run)
