@@ -1,4 +1,4 @@
-"""Tokenize: documents in, runs out. Encoding and writing go on in threads while the next batches are read and rendered."""
+"""Tokenize: documents in, runs out. Encoding and writing go on in threads while the next batches are read."""
 
 from __future__ import annotations
 
