@@ -1,7 +1,8 @@
 """Balance: from the counts of the whole corpus to the plan that every later step follows.
 
-The plan holds the number of buckets of each output. It follows from the counted tokens and the configuration
-alone, so that shards are the same however the records were spread over files, bundles and workers.
+The plan holds how often each source's documents are written and the number of buckets of each output. It follows from
+the counted tokens and the configuration alone, so that shards are the same however the records were spread over files,
+bundles and workers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from beam_prep.dedup import Counts
 from beam_prep.errors import BeamPrepError
 from beam_prep.ledger import Tally
 from beam_prep.mix import KEY_BITS
+from beam_prep.mixture import Share, solve
 from beam_prep.outputs import Output
 
 MIN_BUCKET_TOKENS = 16 << 20
@@ -34,6 +36,8 @@ class PlannedOutput(NamedTuple):
     """By source: distinct documents that belong to the output."""
     source_tokens: tuple[int, ...]
     """By source: tokens of those, each counted once."""
+    shares: tuple[Share, ...]
+    """By source."""
 
 
 class Plan(NamedTuple):
@@ -65,29 +69,63 @@ def balance(
     outputs: Sequence[Output],
     names: Sequence[str],
     max_rejects: Sequence[float],
-    counts: Sequence[Counts],
+    counts: Counts,
     tallies: Sequence[Tally],
 ) -> Plan:
     """The plan.
 
     Args:
       names, max_rejects, tallies: one a source.
-      counts: of every key range.
+      counts: of all key ranges.
 
     Raises:
-      BeamPrepError: a source has too many rejects, or an output would be empty.
+      BeamPrepError: a source has too many rejects or nothing at all, an output would be empty, or the wishes cannot
+        be met; names everything that is wrong.
     """
     check_rejects(names, max_rejects, tallies)
-    cells = sum((c.cells for c in counts), np.zeros((len(outputs), len(names), 3), np.int64))
-    duplicates = np.sum([c.duplicates for c in counts], axis=0) if counts else np.zeros(len(names), np.int64)
+    problems = _empty_sources(outputs, names, tallies, counts)
     planned = []
     for index, output in enumerate(outputs):
-        tokens = int(cells[index, :, 2].sum())
-        if not tokens:
-            raise BeamPrepError(_why_empty(output, names, tallies, cells[index]))
-        documents, source_tokens = cells[index, :, 0].tolist(), cells[index, :, 1].tolist()
-        planned.append(PlannedOutput(output, bucket_count(tokens), tokens, tuple(documents), tuple(source_tokens)))
-    return Plan(tuple(planned), tuple(t.to_dict() for t in tallies), tuple(int(d) for d in duplicates))
+        documents, available, fixed = (counts.cells[index, :, column].tolist() for column in range(3))
+        shares, impossible = solve(output, index, names, available, fixed, counts.points)
+        problems += impossible
+        tokens = sum(share.tokens for share in shares)
+        if not tokens and not problems:
+            problems.append(_why_empty(output, names, tallies, documents))
+        planned.append(
+            PlannedOutput(output, bucket_count(tokens), tokens, tuple(documents), tuple(available), tuple(shares))
+        )
+    if problems:
+        raise BeamPrepError("\n".join(problems))
+    return Plan(tuple(planned), tuple(t.to_dict() for t in tallies), tuple(counts.duplicates.tolist()))
+
+
+def _empty_sources(
+    outputs: Sequence[Output], names: Sequence[str], tallies: Sequence[Tally], counts: Counts
+) -> list[str]:
+    """A weighted source that has nothing in any split of a stage can have no share there."""
+    problems = []
+    for index, name in enumerate(names):
+        tally = tallies[index]
+        asked = [number for number, output in enumerate(outputs) if output.epochs[index] is None]
+        if not asked or counts.cells[asked, index, 0].sum():
+            continue
+        filtered, rejected, repeated = (
+            sum(tally.filtered.values()),
+            sum(tally.rejected.values()),
+            counts.duplicates[index],
+        )
+        if not tally.records:
+            reason = "its input holds no records"
+        elif filtered + rejected == tally.records:
+            kinds = ", ".join(f"{kind} {n}" for kind, n in (tally.filtered + tally.rejected).most_common(3))
+            reason = f"all of its {tally.records} records are filtered or rejected ({kinds})"
+        elif filtered + rejected + repeated == tally.records:
+            reason = f"all of its {repeated} documents repeat documents of datasets before it"
+        else:
+            reason = "none of its documents is long enough for a stage that it takes part in"
+        problems.append(f"dataset {name!r} has a weight, but {reason}; mend that or take it out")
+    return problems
 
 
 def check_rejects(names: Sequence[str], limits: Sequence[float], tallies: Sequence[Tally]) -> None:
@@ -112,12 +150,12 @@ def check_rejects(names: Sequence[str], limits: Sequence[float], tallies: Sequen
         raise BeamPrepError("\n".join(lines))
 
 
-def _why_empty(output: Output, names: Sequence[str], tallies: Sequence[Tally], cells: np.ndarray) -> str:
+def _why_empty(output: Output, names: Sequence[str], tallies: Sequence[Tally], documents: Sequence[int]) -> str:
     parts = []
-    for name, tally, (documents, _, _), rate in zip(names, tallies, cells.tolist(), output.rates, strict=True):
+    for name, tally, count, epochs in zip(names, tallies, documents, output.epochs, strict=True):
         filtered, rejected = sum(tally.filtered.values()), sum(tally.rejected.values())
+        rate = "by weight" if epochs is None else f"at {epochs:g} epochs"
         parts.append(
-            f"{name}: {tally.records} records, {rejected} rejected, {filtered} filtered, {documents} documents "
-            f"at {rate:g} epochs"
+            f"{name}: {tally.records} records, {rejected} rejected, {filtered} filtered, {count} documents {rate}"
         )
-    return f"output {output.name!r} has no documents ({'; '.join(parts)}); check the inputs, filters and epochs"
+    return f"output {output.name!r} has no documents ({'; '.join(parts)}); check the inputs, filters, splits and epochs"

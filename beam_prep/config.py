@@ -18,12 +18,14 @@ from pydantic import (
     model_validator,
 )
 
+from beam_prep.config_checks import contradictions
 from beam_prep.errors import ConfigError
 
 MIN_CHARS_FOR_LONG = 32_000
 """Characters from which a document counts as long (`filter: {long: true}`, stage S3)."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_RESERVED = ("rejected", "manifest.json", "report.html", "run.json")
 _COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "in", "not_in")
 
 
@@ -39,6 +41,13 @@ _Float = Annotated[float, BeforeValidator(_no_switch)]
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _folder_name(value: str) -> str:
+    if not _NAME.match(value) or value.lower() in _RESERVED:
+        reserved = ", ".join(_RESERVED)
+        raise ValueError(f"{value!r} becomes a folder: use letters, digits, '.', '_' and '-', and none of {reserved}")
+    return value
 
 
 class FieldFilter(_Model):
@@ -146,6 +155,7 @@ class Dataset(_Model):
     input: list[str] = Field(description="A pattern or a list: local, gs://, s3://.", min_length=1)
     epochs: _Float | None = Field(None, ge=0, le=1e6, description="How often each document is seen.")
     weight: _Float | None = Field(None, gt=0, description="Share of the final tokens.")
+    purpose: str | None = Field(None, description="For stages, in place of the template's purpose.")
     filter: Filter = Field(default_factory=Filter)
     max_rejects: _Float | None = Field(None, ge=0, le=1, description="Overrides the run's max_rejects.")
 
@@ -170,25 +180,38 @@ class Dataset(_Model):
         return self
 
 
+class StageShare(_Model):
+    """How much of a dataset a stage wants, in place of what the dataset says itself."""
+
+    epochs: _Float | None = Field(None, ge=0, le=1e6)
+    weight: _Float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _exclusive(self) -> StageShare:
+        if (self.epochs is None) == (self.weight is None):
+            raise ValueError("give either weight or epochs (one of them)")
+        return self
+
+
 class Stage(_Model):
     """One training stage: an output of its own, from the documents that fit it."""
 
-    name: str
-    context_length: _Int = Field(ge=2)
-    purposes: list[str] | None = Field(None, description="Catalogue purposes that take part; absent: all.")
-    datasets: dict[str, dict[str, float]] | list[str] | None = Field(
-        None, description="Sources that take part, by name, optionally each with its weight or epochs."
+    name: str = Field(description="Becomes a folder.")
+    context_length: _Int | None = Field(None, ge=2, le=2**31, description="Tokens a sequence; absent: the run's.")
+    purposes: list[str] | None = Field(None, min_length=1, description="Purposes that take part; absent: all.")
+    datasets: dict[str, StageShare] | list[str] | None = Field(
+        None, description="Datasets that take part, by name; as a mapping with a weight or epochs for this stage."
     )
-    min_chars: _Int | None = Field(None, ge=0)
-    min_tokens: _Int | None = Field(None, ge=0)
-    total_tokens: _Float | None = Field(None, gt=0)
+    min_chars: _Int | None = Field(None, ge=0, description="Least characters of a document.")
+    min_tokens: _Int | None = Field(None, ge=0, description="Least tokens of a document, the separator not counted.")
+    total_tokens: _Float | None = Field(None, gt=0, description="Budget; absent: the run's.")
+    max_epochs: _Float | None = Field(None, gt=0, description="Absent: the run's.")
+    packing: Literal["concat", "best_fit"] | None = Field(None, description="Absent: the run's.")
 
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
-        if not _NAME.match(value):
-            raise ValueError("use letters, digits, '.', '_' and '-' (it becomes a folder)")
-        return value
+        return _folder_name(value)
 
 
 class Config(_Model):
@@ -200,14 +223,28 @@ class Config(_Model):
     seed: _Int = Field(0, ge=0, lt=2**63)
     output: str = Field("out", min_length=1)
     datasets: Annotated[list[Dataset], Field(min_length=1)]
-    splits: dict[str, float] | None = None
-    packing: Literal["concat", "best_fit"] = "concat"
+    splits: dict[str, Annotated[_Float, Field(gt=0, le=1)]] | None = Field(
+        None, min_length=1, description="Named parts of the documents by their content; fractions that sum to 1."
+    )
+    packing: Literal["concat", "best_fit"] = Field(
+        "concat", description="concat: one stream, cut at sequences' ends; best_fit: no document that fits is cut."
+    )
     tail: Literal["pad", "drop"] = "pad"
     dedup: Literal["exact", "none"] = "exact"
     max_rejects: _Float = Field(0.01, ge=0, le=1, description="Share of a source's records; above it the run fails.")
-    total_tokens: _Float | None = Field(None, gt=0)
-    max_epochs: _Float = Field(1.0, gt=0)
-    stages: Literal["qwen3"] | list[Stage] | None = None
+    total_tokens: _Float | None = Field(None, gt=0, description="Budget, over all splits; of each stage its own.")
+    max_epochs: _Float = Field(1.0, gt=0, le=1e6, description="How often a weighted dataset is seen at most.")
+    stages: Literal["qwen3"] | Annotated[list[Stage], Field(min_length=1)] | None = None
+    views: list[Annotated[_Int, Field(ge=1)]] = Field(
+        default_factory=list, description="Shorter context lengths that get an index of their own over the same shards."
+    )
+
+    @field_validator("splits")
+    @classmethod
+    def _plain_splits(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name in value or {}:
+            _folder_name(name)
+        return value
 
     @field_validator("datasets")
     @classmethod
@@ -217,10 +254,6 @@ class Config(_Model):
         if twice:
             raise ValueError(f"two datasets are called {twice[0]!r}; give each a name of its own")
         return value
-
-
-_LATER = ("splits", "stages", "total_tokens", "packing", "max_epochs")
-"""Keys of the documented form that this version does not carry out yet; they are refused, never ignored."""
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> Config:
@@ -251,31 +284,14 @@ def parse_config(text: str, name: str = "<configuration>", overrides: dict[str, 
         config = Config.model_validate(raw)
     except ValidationError as error:
         problems += [_explain(item, node) for item in error.errors()]
-    problems += _refused(raw, node)
+    else:
+        for location, problem in contradictions(config):
+            line = _line(node, location)
+            problems.append(f"{f'line {line}: ' if line else ''}`{_dotted(location)}`: {problem}")
     if not problems:
         return config
     plural = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
     raise ConfigError("\n".join([f"{name}: {plural}", *(f"  {p}" for p in problems)]))
-
-
-def _refused(raw: dict[str, Any], node: yaml.Node | None) -> list[str]:
-    """What the models accept by form, but this version does not do."""
-    problems = []
-
-    def refuse(location: tuple, remedy: str) -> None:
-        line = _line(node, location)
-        place = f"line {line}: " if line else ""
-        problems.append(f"{place}`{_dotted(location)}` is not available in this version; {remedy}")
-
-    for key in _LATER:
-        default = Config.model_fields[key].get_default(call_default_factory=True)
-        if raw.get(key, default) != default:
-            refuse((key,), "remove it")
-    datasets = raw.get("datasets")
-    for index, dataset in enumerate(datasets if isinstance(datasets, list) else []):
-        if isinstance(dataset, dict) and dataset.get("weight") is not None:
-            refuse(("datasets", index, "weight"), "use `epochs`")
-    return problems
 
 
 def _read_text(path: str) -> str:

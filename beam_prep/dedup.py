@@ -9,7 +9,8 @@ import numpy as np
 
 from beam_prep import carrier as carriers
 from beam_prep.carrier import Payload
-from beam_prep.mix import KEY_BITS, copies
+from beam_prep.mix import KEY_BITS, copies, rate_of, share_words
+from beam_prep.mixture import Histogram, histogram, merge
 from beam_prep.outputs import Output, member
 from beam_prep.runs import ENTRY, Run, entries_array, entry_ids
 
@@ -39,12 +40,25 @@ class Duplicates(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What one key range holds."""
+    """What key ranges hold; see `add_counts`."""
 
-    duplicates: tuple[int, ...]
-    """By source: documents that repeat another one."""
+    duplicates: np.ndarray
+    """int64[sources]: documents that repeat another one."""
     cells: np.ndarray
-    """int64[outputs, sources, 3]: documents, their tokens, and tokens of their copies at the output's rate."""
+    """int64[outputs, sources, 3]: documents, their tokens, and tokens of their copies (of sources with `epochs`)."""
+    points: Histogram
+    """Tokens of weighted sources by share point."""
+
+
+def add_counts(parts: Sequence[Counts]) -> Counts:
+    """The sum of counts (at least one)."""
+    duplicates = np.sum([p.duplicates for p in parts], axis=0)
+    return Counts(duplicates, np.sum([p.cells for p in parts], axis=0), merge(p.points for p in parts))
+
+
+def no_counts(outputs: int, sources: int) -> Counts:
+    """The counts of nothing."""
+    return Counts(np.zeros(sources, np.int64), np.zeros((outputs, sources, 3), np.int64), merge([]))
 
 
 def slice_run(run: Run) -> Iterator[tuple[int, RunSlice]]:
@@ -91,7 +105,7 @@ def deduplicate(
 
     kept = rank == 0 if drop else np.ones(len(entries), bool)
     duplicates = np.bincount(source[rank > 0], minlength=sources) if drop else np.zeros(sources, np.int64)
-    return found, Counts(tuple(duplicates.tolist()), _count(entries[kept], source[kept], outputs, sources, seed))
+    return found, Counts(duplicates, *_count(entries[kept], source[kept], outputs, sources, seed))
 
 
 def _ranks(entries: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -112,14 +126,23 @@ def _ranks(entries: np.ndarray, source: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _count(entries: np.ndarray, source: np.ndarray, outputs: Sequence[Output], sources: int, seed: int) -> np.ndarray:
+def _count(
+    entries: np.ndarray, source: np.ndarray, outputs: Sequence[Output], sources: int, seed: int
+) -> tuple[np.ndarray, Histogram]:
     cells = np.zeros((len(outputs), sources, 3), np.int64)
+    points = []
     for number in np.unique(source).tolist():
         own = entries[source == number]
         ids = entry_ids(own)
         tokens = own["tokens"].astype(np.int64)
         for index, output in enumerate(outputs):
             mask = member(output, number, own, ids)
-            times = copies(ids[mask], seed, output.rates[number])
-            cells[index, number] = (mask.sum(), tokens[mask].sum(), (tokens[mask] * times).sum())
-    return cells
+            epochs = output.epochs[number]
+            if epochs is None:
+                cell = index * sources + number
+                points.append(histogram(cell, share_words(ids[mask], seed), tokens[mask]))
+                copied = 0
+            else:
+                copied = (tokens[mask] * copies(ids[mask], seed, rate_of(epochs))).sum()
+            cells[index, number] = (mask.sum(), tokens[mask].sum(), copied)
+    return cells, merge(points)

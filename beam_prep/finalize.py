@@ -149,20 +149,27 @@ def _describe_output(job: Job, plan: Plan, number: int, shards: Sequence[ShardRe
         if not planned.documents[index] and not own:
             continue
         available = planned.source_tokens[index]
+        asked = planned.shares[index].asked
         sources[name] = {
             "documents": sum(s.source_documents[index] for s in shards),
             "copies": sum(s.source_copies[index] for s in shards),
             "tokens": own,
             "share": own / tokens if tokens else 0.0,
             "epochs": own / available if available else 0.0,
+            **({} if asked is None else {"asked_share": asked}),
         }
+    sequences, copies = sum(s.sequences for s in shards), sum(sum(s.source_copies) for s in shards)
+    cut = sum(s.cut for s in shards)
     return {
         "context_length": planned.output.context_length,
-        "sequences": sum(s.sequences for s in shards),
+        "packing": planned.output.packing,
+        "sequences": sequences,
         "tokens": tokens,
         "padding": sum(s.padding for s in shards),
         "dropped_tokens": sum(s.dropped_tokens for s in shards),
-        "cut_documents": sum(s.cut for s in shards),
+        "fill": tokens / (sequences * planned.output.context_length) if sequences else 0.0,
+        "cut_documents": cut,
+        "cut_share": cut / copies if copies else 0.0,
         "sources": sources,
         "shards": [
             {

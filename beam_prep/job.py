@@ -28,7 +28,6 @@ class Source(NamedTuple):
     template: Template
     """With the dataset's own filter over the template's."""
     max_rejects: float
-    epochs: float
 
 
 class Job(NamedTuple):
@@ -69,22 +68,28 @@ def resolve_sources(config: Config, tokenizer: TokenizerSpec, base: Path | None)
     for dataset in config.datasets:
         try:
             template = catalog.resolve(dataset, base)
-            template = template.model_copy(update={"filter": dataset.filter.over(template.filter)})
+            own = {"purpose": dataset.purpose} if dataset.purpose is not None else {}
+            template = template.model_copy(update={"filter": dataset.filter.over(template.filter), **own})
             compile_template(template, special)
         except ConfigError as error:
             problems.append(error.message)
             continue
         limit = config.max_rejects if dataset.max_rejects is None else dataset.max_rejects
-        epochs = 1.0 if dataset.epochs is None else dataset.epochs
-        sources.append(Source(dataset.name, tuple(dataset.input), template, limit, epochs))
+        sources.append(Source(dataset.name, tuple(dataset.input), template, limit))
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(sources)
 
 
-def fingerprint(config: Config, sources: tuple[Source, ...], tokenizer: TokenizerSpec, inputs: str) -> str:
+def fingerprint(
+    config: Config,
+    sources: tuple[Source, ...],
+    outputs: tuple[Output, ...],
+    tokenizer: TokenizerSpec,
+    inputs: str,
+) -> str:
     """A hash of everything that decides an output's bytes. `inputs`: signature of the input files."""
-    asked = config.model_dump(mode="json", exclude={"output", "tokenizer_backend", "datasets", "max_rejects"})
+    asked = config.model_dump(mode="json", include={"seed", "tail", "dedup"})
     content = {
         "format": FORMAT,
         "version": __version__,
@@ -93,10 +98,10 @@ def fingerprint(config: Config, sources: tuple[Source, ...], tokenizer: Tokenize
             {
                 "name": source.name,
                 "template": source.template.model_dump(mode="json", exclude={"example", "about"}),
-                "epochs": source.epochs,
             }
             for source in sources
         ],
+        "outputs": outputs,
         "tokenizer": tokenizer.sha256,
         "inputs": inputs,
     }
@@ -111,14 +116,19 @@ def make_job(
     work: str | None,
     encoders: int = 1,
 ) -> Job:
-    """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle."""
+    """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle.
+
+    Raises:
+      ConfigError: the datasets do not fit the stages.
+    """
+    outputs = outputs_of(config, [source.template.purpose for source in sources])
     return Job(
         config,
         config.output,
         sources,
-        outputs_of(config),
+        outputs,
         tokenizer,
-        fingerprint(config, sources, tokenizer, inputs),
+        fingerprint(config, sources, outputs, tokenizer, inputs),
         Carrier(work),
         encoders,
     )

@@ -48,17 +48,25 @@ class SourceEntry(_Entry):
     tokens: Count
     share: float
     epochs: float
+    asked_share: float | None = None
+    """What its weight asked for; None for a source with `epochs`."""
 
 
 class OutputEntry(_Entry):
     """One output (`train`, `val`, `S1/train` …)."""
 
     context_length: Annotated[int, Field(ge=1)]
+    packing: Literal["concat", "best_fit"] = "concat"
     sequences: Count
     tokens: Count
     padding: Count
     dropped_tokens: Count
     cut_documents: Count
+    """Copies that do not end in the sequence in which they began."""
+    fill: float
+    """Share of the positions that hold documents' tokens."""
+    cut_share: float
+    """Of all copies."""
     sources: dict[str, SourceEntry]
     shards: list[ShardEntry]
 

@@ -4,7 +4,8 @@
   equal ids mean equal tokens.
 * order key of copy c: 63-bit hash of (seed, id, c). The keys are the global order of an output.
 * side of a split: a hash of the id alone, so that it stays when the seed changes.
-* copies at rate r: floor(r), and one more where a hash of (seed, id) falls below the fraction.
+* copies at rate r: floor(r), and one more where a hash of (seed, id), the share word, falls below the fraction. So
+  what a smaller rate takes is always part of what a larger one takes.
 
 The integer hash is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
 generators", OOPSLA 2014), vectorised.
@@ -12,12 +13,16 @@ generators", OOPSLA 2014), vectorised.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import xxhash
 
 from beam_prep.templates import Document, Segments
 
 KEY_BITS = 63
+SHARE_BITS = 53
 _COPY_SALT = np.uint64(0x9E3779B97F4A7C15)
 _SHARE_SALT = np.uint64(0xD1B54A32D192ED03)
 _SPLIT_SALT = np.uint64(0x8CB92BA72F3D8DD7)
@@ -64,11 +69,11 @@ def order_keys(ids: np.ndarray, seed: int, copy: int | np.ndarray = 0) -> np.nda
     return word >> np.uint64(64 - KEY_BITS)
 
 
-def share_points(ids: np.ndarray, seed: int) -> np.ndarray:
-    """float64[n] in [0, 1): where a fraction of an epoch cuts."""
+def share_words(ids: np.ndarray, seed: int) -> np.ndarray:
+    """uint64[n] below 2**53: where a fraction of an epoch cuts, see `Rate`."""
     with np.errstate(over="ignore"):
         word = _finalise(_finalise(ids[:, 1] ^ _seed_word(seed) ^ _SHARE_SALT) + ids[:, 0])
-    return (word >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return word >> np.uint64(64 - SHARE_BITS)
 
 
 def split_points(ids: np.ndarray) -> np.ndarray:
@@ -78,10 +83,23 @@ def split_points(ids: np.ndarray) -> np.ndarray:
     return (word >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def copies(ids: np.ndarray, seed: int, rate: float) -> np.ndarray:
-    """int64[n]: how often each document is written at `rate` epochs."""
-    whole = int(rate)
-    result = np.full(len(ids), whole, np.int64)
-    if rate > whole:
-        result += share_points(ids, seed) < rate - whole
+class Rate(NamedTuple):
+    """How often documents are written: `whole` times, and once more those whose share word is below `cut`."""
+
+    whole: int
+    cut: int
+    """In [0, 2**53]: the fraction of an epoch, times 2**53."""
+
+
+def rate_of(epochs: float) -> Rate:
+    """The rate that `epochs` asks for."""
+    whole = int(epochs)
+    return Rate(whole, math.ceil((epochs - whole) * 2**SHARE_BITS))
+
+
+def copies(ids: np.ndarray, seed: int, rate: Rate) -> np.ndarray:
+    """int64[n]: how often each document is written."""
+    result = np.full(len(ids), rate.whole, np.int64)
+    if rate.cut:
+        result += share_words(ids, seed) < np.uint64(rate.cut)
     return result

@@ -105,7 +105,7 @@ def place_run(
     for index, planned in enumerate(plan.outputs):
         output = planned.output
         mask = member(output, run.source, entries, ids) & ~dropped
-        times = np.where(mask, copies(ids, seed, output.rates[run.source]), 0)
+        times = np.where(mask, copies(ids, seed, planned.shares[run.source].rate), 0)
         rows = np.repeat(np.arange(len(entries)), times)
         copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
         placed = _placed_rows(entries, starts, ids, rank, rows, copy, seed)

@@ -210,12 +210,45 @@ class Deduplicate(_DoFn):
             yield duplicates.run, duplicates.rows
 
 
+class SumCounts(beam.CombineFn):
+    """Counts of key ranges → their sum. A combiner, so that engines add them up where they arise."""
+
+    _MOST_PARTS = 16
+
+    def __init__(self, job: Job):
+        self._shape = len(job.outputs), len(job.sources)
+
+    def create_accumulator(self) -> list[dedup.Counts]:
+        """Nothing yet."""
+        return []
+
+    def add_input(self, parts: list[dedup.Counts], counts: dedup.Counts) -> list[dedup.Counts]:
+        """Keeps counts, and adds them up when there are many."""
+        parts.append(dedup.Counts(*counts))
+        return parts if len(parts) < self._MOST_PARTS else self.compact(parts)
+
+    def merge_accumulators(self, accumulators: Iterable[list[dedup.Counts]]) -> list[dedup.Counts]:
+        """Joins."""
+        merged: list[dedup.Counts] = []
+        for parts in accumulators:
+            merged = self.compact([*merged, *parts])
+        return merged
+
+    def compact(self, parts: list[dedup.Counts]) -> list[dedup.Counts]:
+        """Adds up."""
+        return [dedup.add_counts(parts)] if parts else parts
+
+    def extract_output(self, parts: list[dedup.Counts]) -> dedup.Counts:
+        """The sum."""
+        return dedup.add_counts([dedup.no_counts(*self._shape), *parts])
+
+
 class Balance(_DoFn):
     """All counts → the plan. Waits for the dead letters, so that they are on disk when a run fails for them."""
 
     @_guarded
     def process(
-        self, _: Any, counts: Iterable[Any], tallies: Iterable[tuple[int, dict]], rejected_files: Iterable[str]
+        self, _: Any, counts: dedup.Counts, tallies: Iterable[tuple[int, dict]], rejected_files: Iterable[str]
     ) -> Iterator[balance.Plan]:
         """Yields one plan."""
         job = self._job
@@ -224,7 +257,7 @@ class Balance(_DoFn):
             by_source[source].add(ledger.Tally.from_dict(tally))
         list(rejected_files)
         limits = [source.max_rejects for source in job.sources]
-        plan = balance.balance(job.outputs, job.names, limits, list(counts), by_source)
+        plan = balance.balance(job.outputs, job.names, limits, dedup.Counts(*counts), by_source)
         self._progress.plan(sum(o.tokens for o in plan.outputs))
         yield plan
 

@@ -60,13 +60,14 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
         | "Collect key range" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(t.Deduplicate(job)).with_outputs(t.Deduplicate.COUNTS, main="duplicates")
     )
+    counts = deduplicated[t.Deduplicate.COUNTS] | "Sum counts" >> beam.CombineGlobally(t.SumCounts(job))
     plan = (
         pipeline
         | "Start balance" >> beam.Create([None])
         | "Balance"
         >> beam.ParDo(
             t.Balance(job),
-            AsIter(deduplicated[t.Deduplicate.COUNTS]),
+            AsSingleton(counts),
             AsIter(tokenized[t.Tokenize.TALLIES]),
             AsIter(rejected),
         )

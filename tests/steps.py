@@ -14,7 +14,7 @@ from beam_prep import balance, dedup, place
 from beam_prep.buckets import pack_bucket
 from beam_prep.carrier import Carrier
 from beam_prep.ledger import Tally
-from beam_prep.mix import copies, document_ids, order_keys, split_points
+from beam_prep.mix import Rate, copies, document_ids, order_keys, rate_of, split_points
 from beam_prep.outputs import Output
 from beam_prep.runs import Run, RunBuilder, TokenLimits
 from beam_prep.shards import ShardRecord, write_shard
@@ -67,7 +67,7 @@ class Deduplicated(NamedTuple):
     """What `deduplicate` says about all key ranges."""
 
     by_run: dict[str, list[bytes]]
-    counts: list[dedup.Counts]
+    counts: dedup.Counts
 
 
 def deduplicate_runs(runs: Sequence[Run], outputs: Sequence[Output], drop: bool = True, seed: int = 0) -> Deduplicated:
@@ -76,13 +76,13 @@ def deduplicate_runs(runs: Sequence[Run], outputs: Sequence[Output], drop: bool 
         for number, part in dedup.slice_run(run):
             ranges[number].append(part)
     by_run: dict[str, list[bytes]] = defaultdict(list)
-    counts = []
+    counts = [dedup.no_counts(len(outputs), len(NAMES))]
     for slices in ranges.values():
         found, count = dedup.deduplicate(slices, outputs, len(NAMES), seed, drop)
         counts.append(count)
         for duplicates in found:
             by_run[duplicates.run].append(duplicates.rows)
-    return Deduplicated(by_run, counts)
+    return Deduplicated(by_run, dedup.add_counts(counts))
 
 
 class Written(NamedTuple):
@@ -152,8 +152,10 @@ def naive_kept(docs: Sequence[Doc]) -> list[Doc]:
     return sorted(kept.values())
 
 
-def naive_output(docs: Sequence[Doc], output: Output, drop: bool, seed: int, tail: str) -> NaiveOutput:
-    """The shards of an output, a document at a time."""
+def naive_output(
+    docs: Sequence[Doc], output: Output, drop: bool, seed: int, tail: str, rates: Sequence[Rate] | None = None
+) -> NaiveOutput:
+    """The shards of an output, a document at a time. `rates`: where weights decide."""
     rank: dict[str, int] = defaultdict(int)
     stream = []
     documents = 0
@@ -162,9 +164,10 @@ def naive_output(docs: Sequence[Doc], output: Output, drop: bool, seed: int, tai
         number = rank[doc.text]
         rank[doc.text] += 1
         low, high = output.split
-        if not output.rates[doc.source] or not low <= split_points(ids)[0] < high:
+        rate = rate_of(output.epochs[doc.source] or 0) if rates is None else rates[doc.source]
+        if not low <= split_points(ids)[0] < high:
             continue
-        times = int(copies(ids, seed, output.rates[doc.source])[0])
+        times = int(copies(ids, seed, rate)[0])
         documents += times > 0
         for copy in range(times):
             label = number << 32 | copy

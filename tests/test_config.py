@@ -8,20 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_prep import config as module
 from beam_prep.config import Config, Filter, load_config, parse_config
 from beam_prep.errors import ConfigError
 
 DATASET = "{name: a, template: gsm8k, input: a.jsonl}"
 GOOD = f"datasets: [{DATASET}]\n"
-LATER = {
-    "splits": "{train: 0.9, val: 0.1}",
-    "stages": "qwen3",
-    "total_tokens": "1.7e9",
-    "packing": "best_fit",
-    "max_epochs": "4",
-}
-"""A value for each documented key that some version may not carry out yet."""
 
 
 def errors(text: str, name: str = "c.yaml", overrides: dict[str, Any] | None = None) -> list[str]:
@@ -246,29 +237,56 @@ def test_epochs_and_weight_exclude_each_other() -> None:
     assert any("`datasets[0]`: epochs and weight are two ways to say one thing" in line for line in lines)
 
 
-@pytest.mark.parametrize("key", sorted(LATER))
-def test_a_documented_key_is_carried_out_or_refused_but_never_ignored(key: str) -> None:
-    text = f"{key}: {LATER[key]}\n{GOOD}"
-    if key in module._LATER:
-        head, line = errors(text)
-        assert head == "c.yaml: 1 error"
-        assert line.strip() == f"line 1: `{key}` is not available in this version; remove it"
-    else:
-        assert getattr(parse_config(text), key) is not None
+TWO = "datasets:\n- {name: a, text_field: t, input: a, weight: 1}\n- {name: b, text_field: t, input: b, weight: 3}\n"
 
 
-def test_refused_keys_are_listed_with_the_other_errors() -> None:
-    refused = sorted(set(LATER) & set(module._LATER))
-    text = "".join(f"{key}: {LATER[key]}\n" for key in refused) + "seed: -1\n" + GOOD
-    _, *lines = errors(text)
-    assert len(lines) == len(refused) + 1
-    for key in ["seed", *refused]:
-        assert any(f"`{key}`" in line for line in lines)
+def test_the_keys_of_a_mixture() -> None:
+    config = parse_config(
+        "splits: {train: 0.9, val: 0.1}\npacking: best_fit\ntotal_tokens: 1.7e9\nmax_epochs: 4\nviews: [4096]\n"
+        "stages:\n- {name: S1, context_length: 4096, purposes: [code]}\n"
+        "- {name: S2, datasets: {a: {weight: 1}, b: {epochs: 2}}, min_chars: 5, min_tokens: 2, total_tokens: 1e6}\n"
+        "- {name: S3, datasets: [b], max_epochs: 2, packing: concat}\n" + TWO
+    )
+    assert config.splits == {"train": 0.9, "val": 0.1}
+    assert (config.packing, config.total_tokens, config.max_epochs, config.views) == ("best_fit", 1.7e9, 4, [4096])
+    assert [stage.name for stage in config.stages] == ["S1", "S2", "S3"]
+    assert config.stages[1].datasets["b"].epochs == 2
+    assert parse_config("stages: qwen3\n" + GOOD).stages == "qwen3"
 
 
-def test_a_refused_key_that_says_what_happens_anyway_is_fine() -> None:
-    text = "packing: concat\nsplits: null\nmax_epochs: 1\nstages:\n" + GOOD
-    assert parse_config(text) == parse_config(GOOD)
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ("splits: {train: 0.9, val: 0.2}", "`splits`: the fractions sum to 1.1, not 1"),
+        ("splits: {train: 1, rejected: 0.5}", "`splits`: 'rejected' becomes a folder"),
+        ("splits: {train: 0, val: 1}", "`splits.train`"),
+        ("splits: {../x: 1}", "becomes a folder"),
+        ("splits: {}", "`splits`"),
+        ("stages: qwen4", "`stages`"),
+        ("stages: []", "`stages`"),
+        ("stages: [{name: S1}, {name: S1}]", "`stages[1].name`: two stages are called 'S1'"),
+        ("stages: [{name: S1, datasets: [aa]}]", "`stages[0].datasets`: no dataset is called 'aa'; did you mean 'a'?"),
+        ("stages: [{name: S1, datasets: {a: {weight: 1, epochs: 1}}}]", "give either weight or epochs"),
+        ("stages: [{name: S1, purpose: [code]}]", "did you mean `purposes`?"),
+        ("views: [5000]", "`views[0]`: 32768 is no multiple of 5000"),
+        ("views: [65536]", "`views[0]`: 65536 is not below any context length"),
+        ("max_epochs: 0", "`max_epochs`"),
+        ("total_tokens: -1", "`total_tokens`"),
+        ("packing: bestfit", "`packing`"),
+    ],
+)
+def test_what_a_mixture_cannot_be(keys: str, line: str) -> None:
+    found = errors(f"{keys}\n{TWO}")
+    assert any(line in each and "line 1" in each for each in found), found
+
+
+def test_a_budget_needs_a_weight() -> None:
+    assert any("`total_tokens`: no dataset has a `weight`" in line for line in errors(f"total_tokens: 5\n{GOOD}"))
+
+
+def test_a_dataset_without_a_wish_among_weights() -> None:
+    found = errors(TWO + "- {name: c, text_field: t, input: c}\n")
+    assert any("`datasets[2]`: dataset 'c' has neither `weight` nor `epochs`" in line for line in found)
 
 
 def test_overrides_replace_what_the_file_says() -> None:

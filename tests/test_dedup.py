@@ -13,7 +13,7 @@ from steps import NAMES, Doc, deduplicate_runs, make_run, naive_kept
 from beam_prep import dedup
 from beam_prep.carrier import Carrier
 from beam_prep.dedup import DUPLICATE
-from beam_prep.mix import copies, document_ids
+from beam_prep.mix import copies, document_ids, rate_of
 from beam_prep.outputs import Output
 from beam_prep.runs import Run, entries_array
 
@@ -75,10 +75,10 @@ def test_against_a_dictionary(docs: list[Doc], numbers: random.Random, drop: boo
         assert rank[doc[:3]] == seen[doc.text]
         seen[doc.text] += 1
 
-    duplicates = np.sum([count.duplicates for count in found.counts], axis=0)
+    duplicates = found.counts.duplicates
     repeated = Counter(doc.source for doc in docs) - Counter(doc.source for doc in kept)
     assert duplicates.tolist() == [repeated[source] if drop else 0 for source in range(len(NAMES))]
-    cells = sum(count.cells for count in found.counts)
+    cells = found.counts.cells
     for source in range(len(NAMES)):
         own = [doc for doc in (kept if drop else docs) if doc.source == source]
         tokens = sum(len(doc.text) + 1 for doc in own)
@@ -105,7 +105,7 @@ def test_counts_by_output_rate_and_split() -> None:
         Output("tokens", 8, (0.0, 1.0), (1.0, 1.0, 1.0), min_tokens=12),
     )
     found = deduplicate_runs(runs_of(deal(docs, random.Random(0))), outputs)
-    cells = sum(count.cells for count in found.counts)
+    cells = found.counts.cells
     assert (cells[:2, 2] == 0).all()
     for source, rate in ((0, 0.5), (1, 2.5)):
         own = [doc for doc in docs if doc.source == source]
@@ -113,7 +113,7 @@ def test_counts_by_output_rate_and_split() -> None:
         lengths = np.array([len(doc.text) + 1 for doc in own])
         assert cells[0, source, 0] + cells[1, source, 0] == len(own)
         assert cells[0, source, 1] + cells[1, source, 1] == lengths.sum()
-        assert cells[0, source, 2] + cells[1, source, 2] == (lengths * copies(ids, 0, rate)).sum()
+        assert cells[0, source, 2] + cells[1, source, 2] == (lengths * copies(ids, 0, rate_of(rate))).sum()
         assert abs(cells[0, source, 0] - 70) < 20
     long = sum(len(doc.text) >= 12 for doc in docs)
     assert cells[2, :, 0].sum() == cells[3, :, 0].sum() == long == 200
@@ -124,7 +124,7 @@ def test_equal_texts_of_different_sources_belong_to_the_first_one() -> None:
     runs = runs_of(deal(docs, random.Random(1)))
     found = deduplicate_runs(runs, ONCE)
     assert ranks(runs, found.by_run) == {(1, 3, 7): 0, (1, 9, 9): 1, (2, 0, 0): 2, (2, 0, 5): 0}
-    assert np.sum([count.duplicates for count in found.counts], axis=0).tolist() == [0, 1, 1]
+    assert found.counts.duplicates.tolist() == [0, 1, 1]
 
 
 def test_equal_keys_of_other_ids_are_no_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from beam_prep.mix import (
     document_ids,
     id_text,
     order_keys,
-    share_points,
+    rate_of,
+    share_words,
     split_points,
 )
 from beam_prep.templates import Segments, chat_segments
@@ -147,7 +148,7 @@ class TestOrderKeys:
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(N)
 
     def test_order_and_copies_are_independent(self) -> None:
-        keys, share = order_keys(IDS, 0) / 2.0**KEY_BITS, share_points(IDS, 0)
+        keys, share = order_keys(IDS, 0) / 2.0**KEY_BITS, share_words(IDS, 0) / 2.0**53
         split = split_points(IDS)
         for one, other in ((keys, share), (keys, split), (share, split)):
             assert abs(np.corrcoef(one, other)[0, 1]) < 4 / math.sqrt(N)
@@ -158,33 +159,33 @@ class TestCopies:
 
     @pytest.mark.parametrize("rate", [0.0, 1.0, 2.0, 17.0])
     def test_whole_rates_are_exact(self, rate: float) -> None:
-        assert (copies(IDS, 0, rate) == int(rate)).all()
+        assert (copies(IDS, 0, rate_of(rate)) == int(rate)).all()
 
     @pytest.mark.parametrize("rate", [0.001, 0.3, 0.5, 0.999, 1.25, 2.5, 10.1])
     @pytest.mark.parametrize("seed", [0, 1])
     def test_fractions_hold_within_chance(self, rate: float, seed: int) -> None:
-        times = copies(IDS, seed, rate)
+        times = copies(IDS, seed, rate_of(rate))
         whole = int(rate)
         assert set(Counter(times.tolist())) <= {whole, whole + 1}
         fraction = rate - whole
         assert abs(times.sum() - rate * N) < 4 * math.sqrt(N * fraction * (1 - fraction)) + 1
 
     def test_a_document_keeps_its_place_when_the_rate_grows(self) -> None:
-        few, many = copies(IDS, 0, 0.3), copies(IDS, 0, 0.7)
+        few, many = copies(IDS, 0, rate_of(0.3)), copies(IDS, 0, rate_of(0.7))
         assert (few <= many).all()
 
     def test_another_seed_takes_other_documents(self) -> None:
-        both = (copies(IDS, 0, 0.5) * copies(IDS, 1, 0.5)).sum()
+        both = (copies(IDS, 0, rate_of(0.5)) * copies(IDS, 1, rate_of(0.5))).sum()
         assert abs(both - N / 4) < 4 * math.sqrt(N * 3 / 16)
 
     def test_no_documents(self) -> None:
-        assert copies(IDS[:0], 0, 0.5).tolist() == []
+        assert copies(IDS[:0], 0, rate_of(0.5)).tolist() == []
 
 
 class TestPoints:
     """Where fractions and splits cut."""
 
-    @pytest.mark.parametrize("points", [split_points(IDS), share_points(IDS, 0), share_points(IDS, 5)])
+    @pytest.mark.parametrize("points", [split_points(IDS), share_words(IDS, 0) / 2.0**53, share_words(IDS, 5) / 2.0**53])
     def test_even_in_the_unit_interval(self, points: np.ndarray) -> None:
         assert points.min() >= 0
         assert points.max() < 1
@@ -194,7 +195,7 @@ class TestPoints:
     def test_points_never_reach_one(self, high: int, low: int) -> None:
         ids = np.array([[high, low]], np.uint64)
         assert 0 <= split_points(ids)[0] < 1
-        assert 0 <= share_points(ids, 1)[0] < 1
+        assert 0 <= share_words(ids, 1)[0] < 2**53
 
     def test_split_golden(self) -> None:
         """The side of a split takes no seed: what was trained on is never validated on, whatever else changes."""

@@ -34,7 +34,7 @@ from beam_prep import balance, sources, tokenization, transforms
 from beam_prep.config import parse_config
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.launch import AlreadyDone, RunOptions, prepare, run
-from beam_prep.mix import copies, document_ids, id_text
+from beam_prep.mix import copies, document_ids, id_text, rate_of
 from beam_prep.templates import Segments
 from beam_prep.tokenizer import TokenizerSpec, decoder
 
@@ -280,7 +280,7 @@ def expected(encoded: dict[Rendered, list[int]]) -> dict[str, Expected]:
                 duplicates += 1
                 continue
             seen.add(record.document)
-            kept[record.document] = int(copies(identity(record.document), 0, RATES[name])[0])
+            kept[record.document] = int(copies(identity(record.document), 0, rate_of(RATES[name]))[0])
         result[name] = Expected(
             sum(rejected.values()) + sum(filtered.values()) + duplicates + len(kept),
             rejected,

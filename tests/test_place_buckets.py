@@ -15,7 +15,8 @@ from steps import EOD, NAMES, Doc, Written, make_run, naive_output, toy_tokens, 
 from beam_prep import balance, buckets, place, shards
 from beam_prep.buckets import load_bucket, pack_bucket
 from beam_prep.carrier import Carrier, FileSlice, Payload, length, load, part, release
-from beam_prep.mix import document_ids, id_text
+from beam_prep.mix import document_ids, id_text, rate_of
+from beam_prep.mixture import Share
 from beam_prep.outputs import Output
 from beam_prep.shards import ShardRecord, write_shard
 
@@ -170,7 +171,7 @@ def test_carriers_give_the_same_files(
     outputs: tuple[Output, ...], rates: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(balance, "MIN_BUCKET_TOKENS", 1000)
-    case = SEVERAL._replace(outputs=tuple(output._replace(rates=rates) for output in outputs))
+    case = SEVERAL._replace(outputs=tuple(output._replace(epochs=rates) for output in outputs))
     engine = written(case, Carrier(None), tmp_path / "engine", random.Random(0))
     files = written(case, Carrier(str(tmp_path / "files" / "work")), tmp_path / "files", random.Random(1))
     assert engine.records == files.records
@@ -197,7 +198,7 @@ def test_writing_a_shard_again_changes_nothing(
         return first
 
     monkeypatch.setattr("steps.write_shard", twice)
-    case = SEVERAL._replace(outputs=(SEVERAL.outputs[0]._replace(rates=rates),))
+    case = SEVERAL._replace(outputs=(SEVERAL.outputs[0]._replace(epochs=rates),))
     found = written(case, Carrier(str(tmp_path / "work")), tmp_path, random.Random(0))
     assert calls == found.records
     naive = naive_output(case.docs, case.outputs[0], True, 0, "pad")
@@ -237,7 +238,8 @@ class TestBucket:
         carrier = Carrier(str(tmp_path / "work"))
         output = Output("train", 16, (0.0, 1.0), RATES)
         tokens = sum(len(doc.text) + 1 for doc in docs)
-        planned = balance.PlannedOutput(output, 1, tokens, (0, 0, 0), (0, 0, 0))
+        shares = tuple(Share(None, rate_of(rate), tokens) for rate in RATES)
+        planned = balance.PlannedOutput(output, 1, tokens, (0, 0, 0), (0, 0, 0), shares)
         plan = balance.Plan((planned,), ({}, {}, {}), (0, 0, 0))
         blocks = []
         for number in range(hands):
