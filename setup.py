@@ -41,6 +41,7 @@ setup(
         "click>=8.1",
         "data-forager==0.2.*",
         f"fastokens>=0.3.5,<0.4; {HAS_FASTOKENS}",
+        "filelock>=3.15",
         "google-cloud-storage",
         "jinja2>=3.1",
         "numpy>=1.26",

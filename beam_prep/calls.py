@@ -20,7 +20,7 @@ from beam_prep.worker import DEBUG_VARIABLE
 
 DEBUG = "beam_prep.debug"
 INTERRUPTED = 130
-_SAY_INTERRUPTED = "interrupted: nothing is marked as finished; the same command starts again"
+_SAY_INTERRUPTED = "interrupted: nothing is marked as finished; the same command goes on from here"
 _PATIENCE_SECONDS = 1.5
 _NOISE = re.compile(
     "No semi_persistent_directory|Converting string literal type hint|Creating state cache|Discarding unparseable args"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from beam_prep import storage
@@ -24,6 +24,8 @@ class FileSlice(NamedTuple):
 
 
 Payload = bytes | FileSlice
+
+_CHUNK_BYTES = 4 << 20
 
 
 class Carrier(NamedTuple):
@@ -61,6 +63,15 @@ def load(payload: Payload) -> bytes:
                 raise OSError(f"{payload.path}: ends before byte {payload.offset + payload.size}")
             data += more
     return data
+
+
+def chunks(payload: Payload) -> Iterator[bytes]:
+    """The bytes of a payload, a few MiB at a time."""
+    if isinstance(payload, bytes):
+        yield payload
+        return
+    for begin in range(0, payload.size, _CHUNK_BYTES):
+        yield load(part(payload, begin, min(_CHUNK_BYTES, payload.size - begin)))
 
 
 def release(pieces: FileSlice, offset: int, size: int) -> None:

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 from beam_prep import storage
 from beam_prep.config import Config, load_config
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
-from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.job import Job, make_job, resolve_sources
+from beam_prep.output_folder import WORK_FOLDER, AlreadyDone, Claim, claim, release
 from beam_prep.parquet import is_parquet
-from beam_prep.retry_rejected import CALL_FILE, remember_call
+from beam_prep.retry_rejected import remember_call
 from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
-WORK_FOLDER = ".work"
 _MOST_ENCODERS = 4
 """More threads than this would wait for the one that reads and renders."""
 LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
@@ -38,6 +37,8 @@ class RunOptions(NamedTuple):
     carrier: str | None = None
     """files or engine; by default files on the local runner."""
     overwrite: bool = False
+    fresh: bool = False
+    """Whether an unfinished run is started over."""
     beam: tuple[str, ...] = ()
     """Options that are handed to Beam as they are."""
 
@@ -47,14 +48,11 @@ class Prepared(NamedTuple):
 
     job: Job
     options: RunOptions
+    claim: Claim
     input_bytes: int
     """Stored bytes of all inputs."""
     compressed_bytes: int = 0
     """Those of them that are compressed."""
-
-
-class AlreadyDone(Exception):
-    """The output already holds a finished run of the same fingerprint."""
 
 
 def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Prepared:
@@ -87,45 +85,15 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
     # Engines start a worker process for each core; a local process has all cores to itself.
     encoders = min(_MOST_ENCODERS, max(1, (os.cpu_count() or 1) // max(1, options.workers))) if local else 1
     job = make_job(config, sources, tokenizer, signature(files), work, encoders)
-    _check_output(job, options.overwrite)
-    storage.require_writable(config.output)
+    claimed = claim(job, options.overwrite, options.fresh)
     compressed = sum(file.size for file in files if is_compressed(file.path) or is_parquet(file.path))
-    return Prepared(job, options, sum(file.size for file in files), compressed)
+    return Prepared(job, options, claimed, sum(file.size for file in files), compressed)
 
 
 def _work_folder(output: str) -> str:
     if storage.is_local(output):
         return os.path.abspath(os.path.join(output, WORK_FOLDER))
     return os.path.join(tempfile.gettempdir(), "beam-prep", output.replace("://", "-").replace("/", "-"))
-
-
-def _check_output(job: Job, overwrite: bool) -> None:
-    success = storage.join(job.output, SUCCESS)
-    if storage.exists(success):
-        if storage.read_bytes(success).decode().strip() == job.fingerprint and not overwrite:
-            raise AlreadyDone
-        if not overwrite:
-            raise BeamPrepError(
-                f"output {job.output}: holds a finished run of another configuration, input or version; "
-                "choose another --output, or replace it with --overwrite"
-            )
-        storage.delete(success)  # first, so that nothing half replaced looks finished
-    if not storage.exists(job.output):
-        return
-    ours = ("rejected", "report.html", CALL_FILE, MANIFEST, WORK_FOLDER, *(o.name.split("/")[0] for o in job.outputs))
-    if storage.is_local(job.output):
-        foreign = sorted(set(os.listdir(job.output)) - set(ours))
-        if foreign and not overwrite:
-            raise BeamPrepError(
-                f"output {job.output}: holds files that are not this project's ({', '.join(foreign[:3])}); choose an "
-                "empty folder, or add --overwrite (which deletes only what belongs to an output)"
-            )
-    for name in ours:
-        if name != WORK_FOLDER:
-            storage.delete(storage.join(job.output, name))
-    for found in storage.list_files(storage.join(job.output, WORK_FOLDER)):
-        if found.path != job.tokenizer.location:  # a Hub tokenizer has just been put there
-            storage.delete(found.path)
 
 
 def run(prepared: Prepared) -> None:
@@ -155,9 +123,11 @@ def run(prepared: Prepared) -> None:
         if known is not None:
             raise known from None
         raise
-    if job.carrier.work:
-        with contextlib.suppress(OSError):
-            storage.delete(job.carrier.work)
+    finally:
+        if prepared.claim.lock is not None:
+            prepared.claim.lock.release()
+    with contextlib.suppress(OSError):
+        release(job)
 
 
 def _runner(options: RunOptions) -> tuple[Any, list[str]]:
@@ -180,11 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="Processes of the local runner.")
     parser.add_argument("--carrier", choices=["files", "engine"], help="Forces the shuffle's carrier (for tests).")
     parser.add_argument("--overwrite", action="store_true", help="Replaces a finished output of another run.")
+    parser.add_argument("--fresh", action="store_true", help="Starts an unfinished run over.")
     known, beam_options = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         config = load_config(known.config, {"output": known.output, "seed": known.seed})
-        options = RunOptions(known.runner, known.workers, known.carrier, known.overwrite, tuple(beam_options))
+        options = RunOptions(
+            known.runner, known.workers, known.carrier, known.overwrite, known.fresh, tuple(beam_options)
+        )
         base = Path(known.config).parent if storage.is_local(known.config) else None
         begin = time.monotonic()
         prepared = prepare(config, options, base)

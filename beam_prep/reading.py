@@ -21,12 +21,15 @@ import zstandard
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError
 from beam_prep.parquet import is_parquet, read_row_groups
-from beam_prep.sources import Span, Unit
+from beam_prep.sources import Position, Span, Unit, is_compressed
 
 CHUNK_BYTES = 2 << 20
 """Bytes read at a time, and so about the size of a batch."""
 _SLICE_BYTES = 128 << 10
 _BOM = b"\xef\xbb\xbf"
+
+
+START = Position(0, 0)
 
 
 class RecordBatch(NamedTuple):
@@ -42,19 +45,41 @@ class RecordBatch(NamedTuple):
     """Without their line feeds; blank ones included."""
     offsets: np.ndarray
     """uint64[len(lines)]: each line's first byte in the uncompressed stream; the row number of a Parquet file."""
+    end: Position = START
+    """Where the unit goes on after this batch."""
+    finished: int = 0
+    """Runs of this unit that an earlier attempt finished; reading began behind them."""
 
 
-def read_unit(unit: Unit) -> Iterator[RecordBatch]:
-    """The batches of a unit, in order; the last one (perhaps without lines) carries `last`.
+def read_unit(unit: Unit, begin: Position = START, finished: int = 0) -> Iterator[RecordBatch]:
+    """The batches of a unit from `begin` on, in order; the last one, without lines, carries `last`.
 
     Raises:
       BeamPrepError: a file cannot be read, is truncated or corrupt; the message names it.
     """
-    for span in unit.spans:
-        for lines, offsets in prefetch(lambda span=span: read_span(span)):
-            yield RecordBatch(unit.source, unit.name, False, span.file, span.path, lines, offsets)
-    end = unit.spans[-1]
-    yield RecordBatch(unit.source, unit.name, True, end.file, end.path, [], np.empty(0, np.uint64))
+    for number, span in enumerate(unit.spans[begin.span :], begin.span):
+        if number == begin.span and begin.offset:
+            batches = prefetch(lambda span=span: _from_offset(span, begin.offset))
+        else:
+            batches = prefetch(lambda span=span: read_span(span))
+        for lines, offsets in batches:
+            after = int(offsets[-1]) + (1 if is_parquet(span.path) else len(lines[-1]) + 1)
+            end = Position(number, after)
+            yield RecordBatch(unit.source, unit.name, False, span.file, span.path, lines, offsets, end, finished)
+    close, end = unit.spans[-1], Position(len(unit.spans), 0)
+    yield RecordBatch(unit.source, unit.name, True, close.file, close.path, [], np.empty(0, np.uint64), end, finished)
+
+
+def _from_offset(span: Span, offset: int) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """What `read_span` gives from the record at `offset` on; plain files are not read before it."""
+    if not is_parquet(span.path) and not is_compressed(span.path):
+        if offset < span.end or span.end < 0:
+            yield from read_span(span._replace(start=offset))
+        return
+    for lines, offsets in read_span(span):
+        first = int(np.searchsorted(offsets, offset))
+        if first < len(lines):
+            yield lines[first:], offsets[first:]
 
 
 def read_span(span: Span) -> Iterator[tuple[list[bytes], np.ndarray]]:

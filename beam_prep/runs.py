@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import orjson
+import xxhash
 
+from beam_prep import carrier as carriers
 from beam_prep.carrier import Carrier, Payload
 from beam_prep.ledger import Tally
 from beam_prep.mix import order_keys
@@ -49,6 +51,11 @@ class Run(NamedTuple):
     """`Tally.to_dict()`: what became of every record that was read for this run."""
 
 
+def run_name(source: int, unit: str, number: int) -> str:
+    """The name of a unit's run."""
+    return f"{source:04d}-{unit}-{number:05d}"
+
+
 class TokenLimits(NamedTuple):
     """`min_tokens` and `max_tokens` of a source, the separator not counted."""
 
@@ -68,7 +75,13 @@ class RunBuilder:
         self._files: dict[int, str] = {}
         self._rejects: list[Rejected] = []
         self._tally = Tally()
+        self._hash = xxhash.xxh3_128()
         self.token_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """Hash of what `write` wrote; see `run_digest`."""
+        return self._hash.hexdigest()
 
     def add(self, batch: DocumentBatch, limits: TokenLimits, ids: bytes, bounds: np.ndarray) -> None:
         """Adds a batch. `ids` and `bounds` are what `Encoder.encode` returned for `flat_pieces(batch)`."""
@@ -121,11 +134,17 @@ class RunBuilder:
         entries["key"] = order_keys(ids, self._seed)
         order = np.lexsort((entries["low"], entries["high"], entries["key"]))
         folder = f"runs/{self.name}"
-        tokens = carrier.put(f"{folder}.tokens", self._gather(order))
-        files = carrier.put(f"{folder}.files", [orjson.dumps({str(n): p for n, p in self._files.items()})])
-        rejects = carrier.put(f"{folder}.rejects", [pack_rejected(self._rejects)])
-        rows = carrier.put(f"{folder}.entries", [entries[order].tobytes()])
+        tokens = carrier.put(f"{folder}.tokens", self._hashed(self._gather(order)))
+        names = orjson.dumps({str(n): p for n, p in self._files.items()})
+        files = carrier.put(f"{folder}.files", self._hashed([names]))
+        rejects = carrier.put(f"{folder}.rejects", self._hashed([pack_rejected(self._rejects)]))
+        rows = carrier.put(f"{folder}.entries", self._hashed([entries[order].tobytes()]))
         return Run(self.name, self.source, len(entries), rows, tokens, files, rejects, self._tally.to_dict())
+
+    def _hashed(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            self._hash.update(part)
+            yield part
 
     def _gather(self, order: np.ndarray) -> Iterator[bytes]:
         parts, eod = self._parts, self._eod
@@ -139,6 +158,15 @@ class RunBuilder:
                 yield b"".join(pending)
                 pending, size = [], 0
         yield b"".join(pending)
+
+
+def run_digest(run: Run) -> str:
+    """Hash of a run's payloads as they are now."""
+    state = xxhash.xxh3_128()
+    for payload in (run.tokens, run.files, run.rejects, run.entries):
+        for chunk in carriers.chunks(payload):
+            state.update(chunk)
+    return state.hexdigest()
 
 
 def flat_pieces(batch: DocumentBatch) -> list[str]:

@@ -40,6 +40,15 @@ class Span(NamedTuple):
     """-1: to the end of the file."""
 
 
+class Position(NamedTuple):
+    """A place between two records of a unit."""
+
+    span: int
+    """Index of the span."""
+    offset: int
+    """The first byte (row, for Parquet) of its file that is not done."""
+
+
 class Unit(NamedTuple):
     """A unit of reading: spans of one source, done by one worker. `name` follows from the spans alone."""
 

@@ -12,6 +12,9 @@ from typing import BinaryIO, NamedTuple
 
 from beam_prep.errors import BeamPrepError
 
+TEMPORARY = ".tmp"
+"""Ending of files that are being written; see `write_atomic`."""
+
 
 class Found(NamedTuple):
     """A file that a pattern matched."""
@@ -98,7 +101,7 @@ def write_atomic(path: str, durable: bool = True) -> Iterator[BinaryIO]:
             yield file
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
     try:
         with open(temporary, "wb") as file:
             yield file

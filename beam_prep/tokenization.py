@@ -8,12 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from beam_prep.carrier import Carrier
 from beam_prep.parity import ParityCheck, document_name
-from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces
+from beam_prep.resume import FinishedRun, finished_runs, keep_run
+from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces, run_name
+from beam_prep.sources import Position
 from beam_prep.tokenizer import Encoder, TokenizerSpec, encoder
 from beam_prep.transform import DocumentBatch
 
@@ -36,6 +39,15 @@ def tune_interpreter() -> None:
     gc.freeze()
     gc.enable()
     gc.set_threshold(200_000, 50, 50)
+
+
+class _Unkept(NamedTuple):
+    """A run on disk that a later attempt may not rely on yet."""
+
+    finished: FinishedRun
+    digest: str
+    checks: list[Future]
+    """Of its sampled documents."""
 
 
 class Tokenization:
@@ -72,6 +84,9 @@ class Tokenization:
         self._slots = threading.Semaphore(_RUNS_IN_FLIGHT)
         self._builder: RunBuilder | None = None
         self._unit, self._number = "", 0
+        self._resumed: list[Run] = []
+        self._unkept: deque[_Unkept] = deque()
+        self._checks: list[Future] = []
 
     def add(self, batch: DocumentBatch) -> list[Run]:
         """Takes a batch; returns the runs that are complete by now (often none)."""
@@ -89,10 +104,10 @@ class Tokenization:
         """
         while self._encoding:
             self._build(*self._encoding.popleft())
-        self._close()
         runs = self._finished(wait=True)
         while self._checking:
             self._checking.popleft().result()
+        self._keep()
         return runs
 
     def shutdown(self) -> None:
@@ -101,45 +116,60 @@ class Tokenization:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _finished(self, wait: bool) -> list[Run]:
-        runs = []
+        runs, self._resumed = self._resumed, []
         while self._writing and (wait or self._writing[0].done()):
-            runs.append(self._writing.popleft().result())
+            unkept = self._writing.popleft().result()
+            runs.append(unkept.finished.run)
+            self._unkept.append(unkept)
+        self._keep()
         return runs
+
+    def _keep(self) -> None:
+        """Lets a later attempt find the runs whose sampled documents have passed the parity check."""
+        while self._unkept and all(check.done() for check in self._unkept[0].checks):
+            finished, digest, checks = self._unkept.popleft()
+            for check in checks:
+                check.result()
+            keep_run(self._carrier, finished, digest)
 
     def _encode(self, pieces: list[str]) -> tuple[bytes, np.ndarray]:
         return self._encoder.encode(pieces) if pieces else (b"", np.zeros(1, np.uint64))
 
     def _build(self, batch: DocumentBatch, pieces: list[str], encoded: Future) -> None:
         ids, bounds = encoded.result()
-        if self._builder is None or batch.unit != self._unit:
-            self._close()
-            self._open(batch)
-        assert self._builder is not None
+        if self._builder is None and not self._open(batch):
+            return
+        assert self._builder is not None and batch.unit == self._unit, "a unit ends with its last batch"
         if self._parity is not None and pieces:
             self._sample(batch, pieces, ids, bounds)
         self._builder.add(batch, self._limits[batch.source], ids, bounds)
-        if batch.last:
-            self._close()
-        elif self._builder.token_bytes >= self._run_bytes:
-            self._close()
-            self._open(batch)
+        if batch.last or self._builder.token_bytes >= self._run_bytes:
+            self._close(batch)
 
-    def _open(self, batch: DocumentBatch) -> None:
-        self._number = self._number + 1 if batch.unit == self._unit else 0
-        self._unit = batch.unit
-        name = f"{batch.source:04d}-{batch.unit}-{self._number:05d}"
+    def _open(self, batch: DocumentBatch) -> bool:
+        """Begins a run; returns False if the unit was finished by an earlier attempt."""
+        if batch.unit != self._unit:
+            self._unit, self._number = batch.unit, batch.finished
+            finished = finished_runs(self._carrier, batch.source, batch.unit)[: batch.finished]
+            self._resumed += [f.run for f in finished]
+            if finished and finished[-1].last:
+                return False
+        name = run_name(batch.source, batch.unit, self._number)
+        self._number += 1
         self._builder = RunBuilder(name, batch.source, self._seed, self._control_ids, self._eod)
+        return True
 
-    def _close(self) -> None:
-        if self._builder is None:
-            return
+    def _close(self, batch: DocumentBatch) -> None:
+        """Has the run written, whose last batch this is."""
         self._slots.acquire()
-        self._writing.append(self._write_pool.submit(self._write, self._builder))
+        checks, self._checks = self._checks, []
+        self._writing.append(self._write_pool.submit(self._write, self._builder, batch.end, batch.last, checks))
         self._builder = None
 
-    def _write(self, builder: RunBuilder) -> Run:
+    def _write(self, builder: RunBuilder, end: Position, last: bool, checks: list[Future]) -> _Unkept:
         try:
-            return builder.write(self._carrier)
+            run = builder.write(self._carrier)
+            return _Unkept(FinishedRun(run, end, last), builder.digest, checks)
         finally:
             self._slots.release()
 
@@ -158,6 +188,6 @@ class Tokenization:
             produced = [ids[4 * edges[p] : 4 * edges[p + 1]] for p in own]
             high, low = batch.ids[index].tolist()
             where = document_name(batch.path, int(batch.offsets[index]), high, low)
-            self._checking.append(
-                self._parity_pool.submit(self._parity.check, [pieces[p] for p in own], produced, where)
-            )
+            check = self._parity_pool.submit(self._parity.check, [pieces[p] for p in own], produced, where)
+            self._checking.append(check)
+            self._checks.append(check)

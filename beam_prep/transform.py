@@ -14,7 +14,8 @@ import orjson
 
 from beam_prep.config import MIN_CHARS_FOR_LONG, FieldFilter, Filter
 from beam_prep.ledger import Tally
-from beam_prep.reading import RecordBatch
+from beam_prep.reading import START, RecordBatch
+from beam_prep.sources import Position
 from beam_prep.templates import Context, Document, Filtered, Reject, Renderer, Segments, lookup
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,6 +49,9 @@ class DocumentBatch(NamedTuple):
     rejects: list[Rejected]
     ids: np.ndarray
     """uint64[n, 2]: 128-bit hash of the rendered text; filled by Mix (empty before)."""
+    end: Position = START
+    finished: int = 0
+    """Both as in `RecordBatch`."""
 
 
 class Transformer(NamedTuple):
@@ -202,6 +206,8 @@ def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBat
         tally,
         rejects,
         np.empty((0, 2), np.uint64),
+        batch.end,
+        batch.finished,
     )
 
 

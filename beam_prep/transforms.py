@@ -15,7 +15,20 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_prep import balance, buckets, dedup, finalize, ledger, mix, place, rejected, sources, storage, tokenization
+from beam_prep import (
+    balance,
+    buckets,
+    dedup,
+    finalize,
+    ledger,
+    mix,
+    place,
+    rejected,
+    resume,
+    sources,
+    storage,
+    tokenization,
+)
 from beam_prep.errors import BeamPrepError, for_runner
 from beam_prep.job import Job
 from beam_prep.progress import Progress
@@ -81,7 +94,13 @@ class Read(_DoFn):
     @_guarded
     def process(self, unit: sources.Unit) -> Iterator[RecordBatch]:
         """Yields the batches of a unit, in order."""
-        for batch in read_unit(sources.Unit(*unit)):
+        unit = sources.Unit(*unit)
+        finished = resume.finished_runs(self._job.carrier, unit.source, unit.name)
+        begin = sources.Position(0, 0)
+        if finished:
+            begin = sources.Position(len(unit.spans), 0) if finished[-1].last else finished[-1].end
+            self._progress.add(bytes=sum(f.run.tally["bytes"] for f in finished))
+        for batch in read_unit(unit, begin, len(finished)):
             size = sum(map(len, batch.lines)) + len(batch.lines)
             self._bytes.inc(size)
             self._records.inc(len(batch.lines))
@@ -352,14 +371,16 @@ class Write(_DoFn):
         planned = plan.outputs[shard.output]
         if shard.bucket == place.LAST_BUCKET:
             shard = shard._replace(bucket=planned.buckets - 1)
-        record = write_shard(
-            storage.join(job.output, planned.output.name),
+        folder = storage.join(job.output, planned.output.name)
+        record = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder) or write_shard(
+            folder,
             shard._replace(blocks=tuple(place.Block(*block) for block in shard.blocks)),
             planned.buckets,
             planned.output.context_length,
             job.tokenizer.eod_token_id,
             job.names,
         )
+        resume.keep_shard(job.carrier, record)
         self._sequences.inc(record.sequences)
         self._bytes.inc(record.bytes)
         self._progress.add(written=sum(record.source_tokens) + record.dropped_tokens)

@@ -198,7 +198,7 @@ def test_interrupted(tmp_path, workers):
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130, err
-    assert without_progress(err) == ["interrupted: nothing is marked as finished; the same command starts again"]
+    assert without_progress(err) == ["interrupted: nothing is marked as finished; the same command goes on from here"]
     assert not (tmp_path / "out/_SUCCESS").exists()
     time.sleep(1)
     with pytest.raises(ProcessLookupError):  # no worker outlives the run
