@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from beam_prep import carrier as carriers
+from beam_prep.best_fit import pack_best_fit
 from beam_prep.carrier import Carrier, FileSlice, Payload
 from beam_prep.packing import SPAN, Packed, pack_concat, with_rest
 from beam_prep.place import PLACED, Block, inline_block, row_views
@@ -21,7 +22,8 @@ _MAP_BYTES = 1 << 20
 _RELEASE_BYTES = 64 << 10
 """Ranges smaller than this are not worth a system call."""
 
-Packer = Callable[[np.ndarray, int], Packed]
+PACKERS: dict[str, Callable[[np.ndarray, int], Packed]] = {"concat": pack_concat, "best_fit": pack_best_fit}
+"""By the name that a configuration gives them: (tokens of each document, tokens a sequence) → spans."""
 
 
 class Bucket(NamedTuple):
@@ -72,19 +74,20 @@ def pack_bucket(
     last: bool,
     tail: str,
     carrier: Carrier,
-    packer: Packer = pack_concat,
+    packing: str = "concat",
 ) -> tuple[PackedShard, list[Block]]:
     """Packs a bucket.
 
     Args:
       last: whether it is its output's last bucket, which has no other one to leave its rest to.
-      tail: `pad` or `drop`, for that rest.
+      tail: `pad` or `drop`, for that rest (of `best_fit` the emptiest sequence, if it is not full).
+      packing: one of `PACKERS`.
 
     Returns:
       The shard, and the blocks of the rest (for the last bucket, which packs all rests together).
     """
     content = load_bucket(blocks)
-    packed = packer(content.placed["tokens"], context_length)
+    packed = PACKERS[packing](content.placed["tokens"], context_length)
     remainder: list[Block] = []
     dropped = 0
     if last and tail == "pad":

@@ -67,7 +67,7 @@ class SequenceSpan(NamedTuple):
     copy: int
     """Rank among equal documents << 32 | number of the copy."""
     position: int
-    """The span's first token within its document; above 0 the document began in an earlier sequence."""
+    """The span's first token within its document; above 0 the document began in another sequence."""
     ends: bool
     """Whether the document ends here, that is, whether its separator does."""
     parts: list[Part]

@@ -1,4 +1,7 @@
-"""Packing: from document lengths to spans of sequences. Plain numpy, no tokens touched."""
+"""Packing: from document lengths to spans of sequences. Plain numpy, no tokens touched.
+
+`pack_concat` is here, `pack_best_fit` in `best_fit`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ class Packed(NamedTuple):
     """Spans in the order in which they are written."""
 
     spans: np.ndarray
-    """`SPAN[n]` of `sequences` full sequences (or, after `pad`, the last one shorter)."""
+    """`SPAN[n]` of `sequences` sequences, in order. Those of `concat` are full (but for the last one after
+    `with_rest`), those of `best_fit` may end with a gap."""
     sequences: int
     rest: np.ndarray
-    """`SPAN[m]` of the tokens that fill no sequence; together fewer than a sequence."""
+    """`SPAN[m]` of one more sequence, which is not full: ends of documents, or whole ones."""
 
 
 def pack_concat(lengths: np.ndarray, context_length: int) -> Packed:
@@ -38,10 +42,14 @@ def pack_concat(lengths: np.ndarray, context_length: int) -> Packed:
     if not len(lengths):
         return Packed(np.empty(0, SPAN), 0, np.empty(0, SPAN))
     ends = np.cumsum(lengths, dtype=np.int64)
-    begins = ends - lengths
+    begins = ends - np.asarray(lengths).astype(np.int64)
     total = int(ends[-1])
-    cuts = np.union1d(begins, np.arange(0, total, context_length, dtype=np.int64))
-    row = np.searchsorted(begins, cuts, side="right") - 1
+    # A sequence that begins inside a document cuts it.
+    starts = np.arange(0, total, context_length, dtype=np.int64)
+    at = np.searchsorted(begins, starts)
+    inside = np.append(begins, total)[at] != starts
+    cuts = np.insert(begins, at[inside], starts[inside])
+    row = np.insert(np.arange(len(begins)), at[inside], at[inside] - 1)
     spans = np.empty(len(cuts), SPAN)
     spans["row"] = row
     spans["position"] = cuts - begins[row]

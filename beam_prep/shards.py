@@ -35,7 +35,7 @@ class ShardRecord(NamedTuple):
     documents_sha256: str
     spans: int
     padding: int
-    """Separator tokens behind the last document of the output."""
+    """Separator tokens that fill sequences up: at the output's end; with best_fit at the end of any sequence."""
     dropped_tokens: int
     source_tokens: tuple[int, ...]
     """By source: tokens."""
@@ -191,7 +191,7 @@ def documents_table(
 
     Columns: sequence (uint32, within the shard), start and length (uint32, tokens within the sequence), source and
     file (strings), offset (uint64, byte of the record in the uncompressed file; row number for Parquet), id (32 hex
-    digits), copy (uint64), continuation (bool: the document began in an earlier sequence), position (uint32: the
+    digits), copy (uint64), continuation (bool: the document began in another sequence), position (uint32: the
     span's first token within its document).
     """
     row = spans["row"]

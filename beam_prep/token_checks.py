@@ -57,8 +57,8 @@ class Places(NamedTuple):
 
     ends: np.ndarray
     """int64, sorted: the last tokens of documents."""
-    excused: int | None
-    """The one of them that may be missing, because the document's end was dropped."""
+    excused: np.ndarray
+    """int64: those of them that may be missing, because the document's end was dropped."""
     stretches: np.ndarray
     """int64[m, 2]: what belongs to documents, as [begin, end); outside of it all is padding."""
 
@@ -117,8 +117,7 @@ class _OutputCheck:
         """Where separators must stand in a shard; None if its sidecar is wrong."""
         length = self._entry.context_length
         place = f"{self._name}/{shard.documents}"
-        concat = self._manifest.configuration.get("packing", "concat") == "concat"
-        problem = layout_problem(spans, shard, length, concat, last)
+        problem = layout_problem(spans, shard, length, self._entry.packing, last)
         if problem is not None:
             self._findings.append(Finding(place, problem))
             return None
@@ -133,9 +132,16 @@ class _OutputCheck:
         np.add.at(self._documents, spans.source[first], 1)
         begin = spans.sequence * length + spans.start
         end = begin + spans.length
-        # What `tail: drop` leaves out may be the end of a shard's last document.
-        excused = int(end[-1]) - 1 if self._entry.dropped_tokens and len(end) else None
-        return Places(np.sort(end[row_ends]) - 1, excused, _stretches(begin, end))
+        return Places(np.sort(end[row_ends]) - 1, self._excused(spans, end), _stretches(begin, end))
+
+    def _excused(self, spans: Spans, end: np.ndarray) -> np.ndarray:
+        """Where `tail: drop` may have left out a document's end: `end[n]` of spans, as in `Places`."""
+        if not self._entry.dropped_tokens:
+            return np.empty(0, np.int64)
+        # What `concat` drops begins inside a shard's last document at most, what `best_fit` drops holds the ends of
+        # documents that fill sequences besides.
+        may = end[-1:] if self._entry.packing == "concat" else end[spans.length == self._entry.context_length]
+        return may - 1
 
     def finish(self) -> list[Finding]:
         """All findings of the output."""
@@ -184,31 +190,35 @@ def id_halves(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return halves[:, 0], halves[:, 1]
 
 
-def layout_problem(spans: Spans, shard: ShardEntry, length: int, concat: bool, last: bool) -> str | None:
+def layout_problem(spans: Spans, shard: ShardEntry, length: int, packing: str, last: bool) -> str | None:
     """What is wrong with the order and the bounds of a shard's spans.
 
     Args:
       length: tokens a sequence.
-      concat: whether the spans must leave nothing out but the last shard's end.
+      packing: `concat`, whose spans leave nothing out but the last shard's end; or `best_fit`, whose sequences may
+        each end with a gap, and which cuts documents where they have filled a sequence, and nowhere else.
     """
     if len(spans.start) != shard.spans:
         return f"{len(spans.start):,} spans, but {shard.spans:,} were written"
     begin = spans.sequence * length + spans.start
     end = begin + spans.length
     gap = begin - np.append(0, end)[:-1]
+    concat = packing == "concat"
     outside = (spans.sequence >= shard.sequences) | (spans.start + spans.length > length) | (spans.length < 1)
     problems = (
         ("is not inside a sequence of its shard", outside),
         ("overlaps the one before it", gap < 0),
         ("is marked as continuation wrongly", spans.continuation != (spans.position > 0)),
-        ("leaves tokens before it that no document has", (gap > 0) & concat),
+        ("leaves tokens before it that no document has", (gap > 0) & (concat | (spans.start > 0))),
+        ("leaves a sequence before it that no document has", np.diff(spans.sequence, prepend=-1) > 1),
+        ("begins where `best_fit` cuts no document", (spans.position % length > 0) & (not concat)),
     )
     for problem, rows in problems:
         if rows.any():
             row = int(np.argmax(rows))
             return f"row {row}: the span of {spans.document(row)} {problem}"
     rest = shard.sequences * length - (int(end[-1]) if len(end) else 0)
-    if rest and concat and not last:
+    if rest >= (length if last or not concat else 1):
         return f"{rest:,} tokens at the end of the shard belong to no document"
     return None
 
@@ -305,9 +315,9 @@ def _token_problems(
         return
     low, high = np.searchsorted(places.ends, [first, first + len(ids)])
     ends = places.ends[low:high]
-    for token in ends[ids[ends - first] != eod].tolist():
-        if token != places.excused:
-            yield "a document ends here without its separator", token
+    missing = ends[ids[ends - first] != eod]
+    for token in np.setdiff1d(missing, places.excused, assume_unique=True).tolist():
+        yield "a document ends here without its separator", token
     for begin, end in _outside(places.stretches, first, first + len(ids)):
         if (ids[begin - first : end - first] != eod).any():
             yield "padding that is not the separator", begin

@@ -348,6 +348,7 @@ class Pack(beam.DoFn):
             self._last,
             job.config.tail,
             job.carrier,
+            job.outputs[output].packing,
         )
         blocks.clear()
         yield TaggedOutput(self.SHARDS, shard)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import orjson
@@ -22,6 +23,8 @@ from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, parse_manifes
 from beam_prep.split_checks import check_leaks
 from beam_prep.token_checks import check_tokens
 from beam_prep.tokenizer import BUNDLED, resolve
+from beam_prep.trainer_views import check_trainer_views, trainer_files
+from beam_prep.views import asked_views, check_views, fitting, view_files, view_lengths
 
 _OTHER_FILES = (SUCCESS, MANIFEST, "report.html", "run.json")
 
@@ -43,16 +46,19 @@ def verify(output: str, quick: bool = False, progress: Progress = lambda size: N
     for name, entry in manifest.outputs.items():
         findings += check_files(output, name, entry)
     findings += check_settings(manifest)
+    paths = sorted(_relative_paths(output))
     for name, entry in manifest.outputs.items():
         findings += check_figures(manifest, name, entry)
         findings += check_index(output, name, entry)
+        findings += check_views(output, name, entry, asked_views(manifest.configuration), paths)
+        findings += check_trainer_views(output, name, entry, paths, quick)
     findings += check_ledger(manifest)
     if not quick:
         for name, entry in manifest.outputs.items():
             findings += check_tokens(output, name, entry, manifest, progress)
         findings += check_leaks(output, manifest)
         findings += check_rejected(output, manifest)
-    findings += check_orphans(output, manifest)
+    findings += check_orphans(output, manifest, paths)
     return findings
 
 
@@ -101,6 +107,8 @@ def check_settings(manifest: Manifest) -> list[Finding]:
             check.equal(
                 f"outputs.{name}.context_length", entry.context_length, manifest.context_length, "in `context_length`"
             )
+            packing = asked.get("packing", Config.model_fields["packing"].default)
+            check.equal(f"outputs.{name}.packing", entry.packing, packing, "in `configuration`")
     named = [d.get("name") for d in asked.get("datasets") or [] if isinstance(d, dict)]
     check.equal("sources of the ledger", sorted(manifest.ledger), sorted(map(str, named)), "in `configuration`")
     for name, entry in manifest.outputs.items():
@@ -128,6 +136,8 @@ def check_figures(manifest: Manifest, name: str, entry: OutputEntry) -> list[Fin
     length = entry.context_length
     check.equal("sequences", entry.sequences, sum(s.sequences for s in entry.shards), "in its shards")
     check.equal("tokens", entry.tokens, sum(s.tokens for s in entry.sources.values()), "from its sources")
+    views = fitting(asked_views(manifest.configuration), length)
+    check.equal("views", getattr(entry, "views", []), views, "from `views` of `configuration`")
     check.equal(
         "sequences × context_length", entry.sequences * length, entry.tokens + entry.padding, "as tokens + padding"
     )
@@ -135,9 +145,8 @@ def check_figures(manifest: Manifest, name: str, entry: OutputEntry) -> list[Fin
         check.equal(f"{shard.path}: bytes", shard.bytes, 4 * length * shard.sequences, "as sequences of uint32")
     paths = [path for shard in entry.shards for path in (shard.path, shard.documents)]
     check.equal("files of its shards", len(paths), len(set(paths)), "of distinct names")
-    concat = manifest.configuration.get("packing", "concat") == "concat"
     drops = manifest.configuration.get("tail", "pad") == "drop"
-    if concat and entry.padding >= (1 if drops else length):
+    if entry.packing == "concat" and entry.padding >= (1 if drops else length):
         check.add(f"padding is {entry.padding:,}: more than the end of one sequence")
     if entry.dropped_tokens >= (length if drops else 1):
         check.add(f"dropped_tokens is {entry.dropped_tokens:,}: more than `tail` of the configuration may leave out")
@@ -246,13 +255,18 @@ def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "nothing"
 
 
-def check_orphans(output: str, manifest: Manifest) -> list[Finding]:
-    """Nothing lies in the output that the manifest does not know."""
+def check_orphans(output: str, manifest: Manifest, paths: Sequence[str]) -> list[Finding]:
+    """Nothing lies in the output that the manifest does not know, but for views.
+
+    Args:
+      paths: of all its files, relative to it.
+    """
     known = {*_OTHER_FILES, *manifest.rejected_files}
     for name, entry in manifest.outputs.items():
         known |= {f"{name}/{INDEX_FOLDER}/{file}" for file in (FILE_LOCATION, SAMPLE_LOCATIONS)}
         known |= {f"{name}/{path}" for shard in entry.shards for path in (shard.path, shard.documents)}
-    orphans = [path for path in _relative_paths(output) if path not in known]
+        known |= view_files(name, view_lengths(name, paths)) | trainer_files(name, entry, storage.is_local(output))
+    orphans = [path for path in paths if path not in known]
     if not orphans:
         return []
     more = f" (and {len(orphans) - 1} more)" if len(orphans) > 1 else ""
@@ -260,6 +274,10 @@ def check_orphans(output: str, manifest: Manifest) -> list[Finding]:
 
 
 def _relative_paths(output: str) -> Iterable[str]:
+    if storage.is_local(output):  # without a look at the files: a link's shard may be gone
+        for folder, _, names in os.walk(output):
+            yield from (os.path.relpath(os.path.join(folder, name), output).replace("\\", "/") for name in names)
+        return
     base = output.rstrip("/") + "/"
     for file in storage.list_files(output.rstrip("/") or "/"):
         path = file.path.replace("\\", "/")

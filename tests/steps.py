@@ -124,11 +124,11 @@ def write_outputs(
         rest: list[place.Block] = []
         for bucket in range(last):
             if own := blocks.get((number, bucket)):
-                shard, remainder = pack_bucket(number, bucket, own, length, False, tail, carrier)
+                shard, remainder = pack_bucket(number, bucket, own, length, False, tail, carrier, planned.output.packing)
                 shards.append(shard)
                 rest += remainder
         if own := [*blocks.get((number, last), []), *rest]:
-            shards.append(pack_bucket(number, last, own, length, True, tail, carrier)[0])
+            shards.append(pack_bucket(number, last, own, length, True, tail, carrier, planned.output.packing)[0])
         target = folder / planned.output.name
         written = [write_shard(str(target), shard, planned.buckets, length, EOD, NAMES) for shard in shards]
         records += written

@@ -147,6 +147,7 @@ QUICK: dict[str, tuple[Callable[[Path], Any], str]] = {
         "outputs.train: sequences",
     ),
     "tokens": (lambda out: edit(out, "outputs", "train", "tokens", to=lambda n: n - 1), "outputs.train: tokens is"),
+    "packing": (lambda out: edit(out, "outputs", "train", "packing", to="best_fit"), "outputs.train.packing is"),
     "padding": (lambda out: edit(out, "outputs", "train", "padding", to=lambda n: n + 1), "sequences × context_length"),
     "dropped": (lambda out: edit(out, "outputs", "train", "dropped_tokens", to=1), "dropped_tokens is 1: more than"),
     "share": (
@@ -410,15 +411,17 @@ def test_split_leaks(finished, tmp_path, monkeypatch, shards, leaks, ids_a_pass)
 # --- other runs -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tail", "length"), [("drop", 333), ("pad", 7)])
-def test_outputs_of_other_settings(finished, tmp_path, monkeypatch, tail, length):
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize(("tail", "length"), [("drop", 333), ("pad", 7), ("drop", 20)])
+def test_outputs_of_other_settings(finished, tmp_path, monkeypatch, tail, length, packing):
     monkeypatch.setattr(balance, "MIN_BUCKET_TOKENS", 1500)
     monkeypatch.setattr(balance, "MAX_BUCKET_TOKENS", 1500)
-    text = finished.config.read_text() + f"tail: {tail}\n"
+    text = finished.config.read_text() + f"tail: {tail}\npacking: {packing}\n"
     config = parse_config(text, overrides={"output": str(tmp_path / "out"), "context_length": length})
     run(prepare(config, RunOptions()))
     train = read(tmp_path / "out")["outputs"]["train"]
-    assert (train["dropped_tokens"] > 0) == (tail == "drop") and (train["padding"] > 0) == (tail == "pad")
+    assert (train["dropped_tokens"] > 0) == (tail == "drop")
+    assert (train["padding"] > 0) == (tail == "pad" or packing == "best_fit")
     assert verify(str(tmp_path / "out")) == []
 
 
