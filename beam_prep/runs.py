@@ -87,11 +87,12 @@ class RunBuilder:
         """Adds a batch. `ids` and `bounds` are what `Encoder.encode` returned for `flat_pieces(batch)`."""
         parts = self._documents(batch, memoryview(ids), bounds.tolist())
         counts = np.fromiter(map(len, parts), np.int64, len(parts)) // 4
+        encoded = np.ones(len(parts), bool) if batch.wanted is None else batch.wanted
         keep = (counts >= limits.low) & (counts <= limits.high)
         rows = np.empty(len(parts), ENTRY)
         rows["high"], rows["low"] = batch.ids[:, 0], batch.ids[:, 1]
         rows["offset"], rows["file"], rows["chars"] = batch.offsets, batch.file, batch.chars
-        rows["tokens"] = counts + 1
+        rows["tokens"] = np.where(encoded, counts + 1, 0)
         self._tally.add(batch.tally)
         if not keep.all():
             too_few = int((counts < limits.low).sum())
@@ -133,8 +134,9 @@ class RunBuilder:
         ids = np.stack([entries["high"], entries["low"]], axis=1)
         entries["key"] = order_keys(ids, self._seed)
         order = np.lexsort((entries["low"], entries["high"], entries["key"]))
+        spilled = order[entries["tokens"][order] > 0]
         folder = f"runs/{self.name}"
-        tokens = carrier.put(f"{folder}.tokens", self._hashed(self._gather(order)))
+        tokens = carrier.put(f"{folder}.tokens", self._hashed(self._gather(spilled)))
         names = orjson.dumps({str(n): p for n, p in self._files.items()})
         files = carrier.put(f"{folder}.files", self._hashed([names]))
         rejects = carrier.put(f"{folder}.rejects", self._hashed([pack_rejected(self._rejects)]))

@@ -52,6 +52,9 @@ class DocumentBatch(NamedTuple):
     end: Position = START
     finished: int = 0
     """Both as in `RecordBatch`."""
+    wanted: np.ndarray | None = None
+    """bool[n], filled by Mix: documents that some output may hold; the others are empty and not encoded.
+    None: all of them."""
 
 
 class Transformer(NamedTuple):

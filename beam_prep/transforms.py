@@ -34,6 +34,7 @@ from beam_prep.job import Job
 from beam_prep.progress import Progress
 from beam_prep.reading import RecordBatch, read_unit
 from beam_prep.runs import Run
+from beam_prep.selection import select, selection
 from beam_prep.shards import ShardRecord, write_shard
 from beam_prep.templates import compile_template
 from beam_prep.transform import DocumentBatch, Transformer, compile_transformer, transform_batch
@@ -142,10 +143,15 @@ class Transform(_DoFn):
 class Mix(_DoFn):
     """Gives documents their identity, from which order, split and copies follow."""
 
+    def __init__(self, job: Job, source: int):
+        super().__init__(job)
+        self._selection = selection(job.outputs, source, job.limits[source])
+
     @_guarded
     def process(self, batch: DocumentBatch) -> Iterator[DocumentBatch]:
-        """Yields the batch with its ids."""
-        yield batch._replace(ids=mix.document_ids(batch.documents))
+        """Yields the batch with its ids, and without the texts that no output will hold."""
+        ids = mix.document_ids(batch.documents)
+        yield select(batch._replace(ids=ids), self._selection, self._job.config.seed)
 
 
 class Tokenize(_DoFn):
