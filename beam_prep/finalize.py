@@ -14,6 +14,7 @@ from beam_prep.index import sample_locations, write_index
 from beam_prep.job import Job
 from beam_prep.place import PlacedTally
 from beam_prep.shards import ShardRecord, write_shard
+from beam_prep.views import fitting, write_view
 
 MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
@@ -43,6 +44,8 @@ def finalize(
                 "and `tail: drop` leaves no sequence; use `tail: pad` or a shorter context_length"
             )
         write_index(folder, [s.path for s in own], sample_locations([s.sequences for s in own], 4 * length))
+        for view in fitting(job.config.views, length):
+            write_view(folder, [s.path for s in own], [s.sequences for s in own], length, view)
         outputs[planned.output.name] = _describe_output(job, plan, number, own)
     manifest = build_manifest(job, outputs, ledger, rejected_files)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
@@ -150,12 +153,13 @@ def _describe_output(job: Job, plan: Plan, number: int, shards: Sequence[ShardRe
             continue
         available = planned.source_tokens[index]
         asked = planned.shares[index].asked
+        copies = sum(s.source_copies[index] for s in shards)
         sources[name] = {
             "documents": sum(s.source_documents[index] for s in shards),
-            "copies": sum(s.source_copies[index] for s in shards),
+            "copies": copies,
             "tokens": own,
             "share": own / tokens if tokens else 0.0,
-            "epochs": own / available if available else 0.0,
+            "epochs": _epochs(asked is None, own, available, copies, planned.documents[index]),
             **({} if asked is None else {"asked_share": asked}),
         }
     sequences, copies = sum(s.sequences for s in shards), sum(sum(s.source_copies) for s in shards)
@@ -163,6 +167,7 @@ def _describe_output(job: Job, plan: Plan, number: int, shards: Sequence[ShardRe
     return {
         "context_length": planned.output.context_length,
         "packing": planned.output.packing,
+        "views": fitting(job.config.views, planned.output.context_length),
         "sequences": sequences,
         "tokens": tokens,
         "padding": sum(s.padding for s in shards),
@@ -184,6 +189,12 @@ def _describe_output(job: Job, plan: Plan, number: int, shards: Sequence[ShardRe
             for s in shards
         ],
     }
+
+
+def _epochs(by_documents: bool, tokens: int, available: int, copies: int, documents: int) -> float:
+    """How often a source is seen: counted in documents where `epochs` decide (not all are encoded), else in tokens."""
+    seen, there = (copies, documents) if by_documents else (tokens, available)
+    return seen / there if there else 0.0
 
 
 def build_manifest(

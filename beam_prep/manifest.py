@@ -69,6 +69,8 @@ class OutputEntry(_Entry):
     """Of all copies."""
     sources: dict[str, SourceEntry]
     shards: list[ShardEntry]
+    views: list[Annotated[int, Field(ge=1)]] = []
+    """Context lengths that the configuration asked an index for, beside its own."""
 
 
 class LedgerEntry(_Entry):
