@@ -7,6 +7,7 @@ bundles and workers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from beam_prep.dedup import Counts
 from beam_prep.errors import BeamPrepError
 from beam_prep.ledger import Tally
 from beam_prep.mix import KEY_BITS
-from beam_prep.mixture import Share, solve
+from beam_prep.mixture import Share, Supply, solve
 from beam_prep.outputs import Output
+from beam_prep.remedies import remedies
 
 MIN_BUCKET_TOKENS = 16 << 20
 MAX_BUCKET_TOKENS = 64 << 20
@@ -85,16 +87,23 @@ def balance(
     check_rejects(names, max_rejects, tallies)
     problems = _empty_sources(outputs, names, tallies, counts)
     planned = []
+    short: dict[str, list[str]] = {output.stage: [] for output in outputs}
+    supplies: dict[str, list[Supply]] = {output.stage: [] for output in outputs}
     for index, output in enumerate(outputs):
         documents, available, fixed = (counts.cells[index, :, column].tolist() for column in range(3))
         shares, impossible = solve(output, index, names, available, fixed, counts.points)
-        problems += impossible
+        short[output.stage] += impossible
+        supplies[output.stage].append(Supply(output, available, sum(fixed)))
         tokens = sum(share.tokens for share in shares)
-        if not tokens and not problems:
+        if not tokens and not problems and not any(short.values()):
             problems.append(_why_empty(output, names, tallies, documents))
         planned.append(
             PlannedOutput(output, bucket_count(tokens), tokens, tuple(documents), tuple(available), tuple(shares))
         )
+    for stage, lines in short.items():
+        if lines:
+            place = f"stage {stage!r}: " if stage else ""
+            problems += [*lines, place + remedies(names, supplies[stage])]
     if problems:
         raise BeamPrepError("\n".join(problems))
     return Plan(tuple(planned), tuple(t.to_dict() for t in tallies), tuple(counts.duplicates.tolist()))
@@ -103,29 +112,40 @@ def balance(
 def _empty_sources(
     outputs: Sequence[Output], names: Sequence[str], tallies: Sequence[Tally], counts: Counts
 ) -> list[str]:
-    """A weighted source that has nothing in any split of a stage can have no share there."""
+    """A weighted source can have no share where it has no document: of the run, or of a stage that names it."""
     problems = []
     for index, name in enumerate(names):
-        tally = tallies[index]
-        asked = [number for number, output in enumerate(outputs) if output.epochs[index] is None]
-        if not asked or counts.cells[asked, index, 0].sum():
+        found: Counter[str] = Counter()
+        asked = [(number, output) for number, output in enumerate(outputs) if output.epochs[index] is None]
+        for number, output in asked:
+            found[output.stage] += int(counts.cells[number, index, 0])
+        if not found:
             continue
-        filtered, rejected, repeated = (
-            sum(tally.filtered.values()),
-            sum(tally.rejected.values()),
-            counts.duplicates[index],
-        )
-        if not tally.records:
-            reason = "its input holds no records"
-        elif filtered + rejected == tally.records:
-            kinds = ", ".join(f"{kind} {n}" for kind, n in (tally.filtered + tally.rejected).most_common(3))
-            reason = f"all of its {tally.records} records are filtered or rejected ({kinds})"
-        elif filtered + rejected + repeated == tally.records:
-            reason = f"all of its {repeated} documents repeat documents of datasets before it"
-        else:
-            reason = "none of its documents is long enough for a stage that it takes part in"
-        problems.append(f"dataset {name!r} has a weight, but {reason}; mend that or take it out")
+        reason = _why_nothing(tallies[index], int(counts.duplicates[index]))
+        if not any(found.values()) and reason:
+            problems.append(f"dataset {name!r} has a weight, but {reason}; mend that or take it out")
+            continue
+        named = {output.stage for _, output in asked if output.named}
+        stages = [stage for stage, n in found.items() if not n and (stage in named or not any(found.values()))]
+        problems += [
+            f"dataset {name!r} has a weight, but none of its documents is long enough for stage {stage!r}; lower the "
+            "stage's min_chars or min_tokens, or take the dataset out of it"
+            for stage in stages
+        ]
     return problems
+
+
+def _why_nothing(tally: Tally, repeated: int) -> str | None:
+    """Why a source has no documents; None if it has some."""
+    filtered, rejected = sum(tally.filtered.values()), sum(tally.rejected.values())
+    if not tally.records:
+        return "its input holds no records"
+    if filtered + rejected == tally.records:
+        kinds = ", ".join(f"{kind} {n}" for kind, n in (tally.filtered + tally.rejected).most_common(3))
+        return f"all of its {tally.records} records are filtered or rejected ({kinds})"
+    if filtered + rejected + repeated == tally.records:
+        return f"all of its {repeated} documents repeat documents of datasets before it"
+    return None
 
 
 def check_rejects(names: Sequence[str], limits: Sequence[float], tallies: Sequence[Tally]) -> None:
@@ -139,6 +159,7 @@ def check_rejects(names: Sequence[str], limits: Sequence[float], tallies: Sequen
         rejected = sum(tally.rejected.values())
         if tally.records and rejected > limit * tally.records:
             reasons = ", ".join(f"{reason} {count}" for reason, count in tally.rejected.most_common(3))
+            reasons += _layout_hint(tally)
             lines.append(
                 f"dataset {name!r}: {rejected} of {tally.records} records rejected ({rejected / tally.records:.1%}, "
                 f"max_rejects is {limit:.1%}): {reasons}"
@@ -150,6 +171,16 @@ def check_rejects(names: Sequence[str], limits: Sequence[float], tallies: Sequen
         raise BeamPrepError("\n".join(lines))
 
 
+def _layout_hint(tally: Tally) -> str:
+    """What a source is likely to hold of which hardly a line is a record."""
+    if 2 * (tally.rejected["invalid_json"] + tally.rejected["not_an_object"]) <= tally.records:
+        return ""
+    return (
+        "; every line must be one JSON object: a JSON array or records over several lines become that with "
+        "`jq -c '.[]' FILE` or `jq -c . FILE`"
+    )
+
+
 def _why_empty(output: Output, names: Sequence[str], tallies: Sequence[Tally], documents: Sequence[int]) -> str:
     parts = []
     for name, tally, count, epochs in zip(names, tallies, documents, output.epochs, strict=True):
@@ -158,4 +189,7 @@ def _why_empty(output: Output, names: Sequence[str], tallies: Sequence[Tally], d
         parts.append(
             f"{name}: {tally.records} records, {rejected} rejected, {filtered} filtered, {count} documents {rate}"
         )
-    return f"output {output.name!r} has no documents ({'; '.join(parts)}); check the inputs, filters, splits and epochs"
+    checks = "the inputs, filters, splits and epochs"
+    if output.total_tokens is not None or output.max_epochs < 1:
+        checks += ", and whether total_tokens or max_epochs is so low that no document is taken"
+    return f"output {output.name!r} has no documents ({'; '.join(parts)}); check {checks}"

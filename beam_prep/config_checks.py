@@ -11,14 +11,43 @@ if TYPE_CHECKING:
     from beam_prep.config import Config
 
 Location = tuple[str | int, ...]
+_MOST_EPOCHS = 1e6
+_MOST_TOKENS = 1e15
+_MOST_WEIGHT = 1e12
 
 
 def contradictions(config: Config) -> Iterator[tuple[Location, str]]:
     """(place, what is wrong and what to do) of every contradiction between keys."""
+    yield from _ranges(config)
     yield from _weights(config)
     yield from _splits(config)
     yield from _stages(config)
     yield from _views(config)
+
+
+def _ranges(config: Config) -> Iterator[tuple[Location, str]]:
+    """Numbers with which the sums of a mixture would leave what a float holds."""
+    own_stages = config.stages if isinstance(config.stages, list) else []
+    weights: list[tuple[Location, float | None]] = [
+        (("datasets", index, "weight"), dataset.weight) for index, dataset in enumerate(config.datasets)
+    ]
+    budgets: list[tuple[Location, float | None]] = [(("total_tokens",), config.total_tokens)]
+    for index, stage in enumerate(own_stages):
+        if isinstance(stage.datasets, dict):
+            weights += [(("stages", index, "datasets", name), share.weight) for name, share in stage.datasets.items()]
+        budgets.append((("stages", index, "total_tokens"), stage.total_tokens))
+        if stage.max_epochs is not None and stage.max_epochs > _MOST_EPOCHS:
+            yield ("stages", index, "max_epochs"), f"{stage.max_epochs:g} is more than {_MOST_EPOCHS:g}"
+    for place, weight in weights:
+        if weight is not None and not 1 / _MOST_WEIGHT <= weight <= _MOST_WEIGHT:
+            yield (
+                place,
+                f"{weight:g} is not between {1 / _MOST_WEIGHT:g} and {_MOST_WEIGHT:g}; only the proportions of weights "
+                "count",
+            )
+    for place, budget in budgets:
+        if budget is not None and budget > _MOST_TOKENS:
+            yield place, f"{budget:g} is more than {_MOST_TOKENS:g}; leave it out to take as much as there is"
 
 
 def _weights(config: Config) -> Iterator[tuple[Location, str]]:

@@ -24,8 +24,9 @@ from beam_prep.outputs import Output
 _MANTISSA_BITS = 12
 _BIN_SHIFT = np.uint64(52 - _MANTISSA_BITS)
 _CELL_SHIFT = np.uint64(24)
-_TOLERANCE = 0.005
-"""Relative shortage of a source that is not worth failing for; shares are realised to within as much."""
+_TOLERANCE = 0.004
+"""Relative shortage of a source that is not worth failing for. Shares are realised within 0.005: the rest is for cuts,
+which fall between documents."""
 
 
 class Histogram(NamedTuple):
@@ -103,6 +104,45 @@ def _edge(number: int) -> int:
     return min(1 << SHARE_BITS, int(np.ceil(lower)))
 
 
+class Supply(NamedTuple):
+    """What an output asks for, and what there is for it."""
+
+    output: Output
+    available: Sequence[int]
+    """By source: tokens of its documents that belong to the output, each counted once."""
+    fixed: int
+    """Tokens of the sources with `epochs`, all copies."""
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """Weighted source → its share of what the fixed ones leave. One without documents has none."""
+        weights = {s: w for s, w in enumerate(self.output.weights) if w > 0 and self.available[s] > 0}
+        total = sum(weights.values())
+        return {s: weight / total for s, weight in weights.items()}
+
+    @property
+    def largest(self) -> float:
+        """Tokens of all weighted sources at which the first of them is seen `max_epochs` times."""
+        return min(self.output.max_epochs * self.available[s] / share for s, share in self.shares.items())
+
+    @property
+    def rest(self) -> float:
+        """Tokens asked of all weighted sources together."""
+        return self.largest if self.output.total_tokens is None else self.output.total_tokens - self.fixed
+
+    @property
+    def short(self) -> dict[int, float]:
+        """Source that falls short → the epochs that it would take."""
+        rest = self.rest
+        epochs = {s: rest * share / self.available[s] for s, share in self.shares.items()}
+        return {s: n for s, n in epochs.items() if n > self.output.max_epochs * (1 + _TOLERANCE)}
+
+    @property
+    def possible(self) -> bool:
+        """Whether the shares can be met."""
+        return not self.shares or (self.rest > 0 and not self.short)
+
+
 def solve(
     output: Output,
     number: int,
@@ -121,62 +161,32 @@ def solve(
       counted: of weighted sources.
 
     Returns:
-      One share a source, and what makes the wish impossible (nothing, if it is possible).
+      One share a source, and what makes the wish impossible (nothing, if it is possible); see `remedies` for what
+      would help.
     """
-    weighted = [s for s, weight in enumerate(output.weights) if weight > 0 and available[s] > 0]
-    sum_fixed = sum(fixed)
-    sum_weights = sum(output.weights[s] for s in weighted)
+    supply = Supply(output, available, sum(fixed))
     shares = [Share(None, rate_of(epochs or 0), fixed[s]) for s, epochs in enumerate(output.epochs)]
-    if not weighted:
-        return shares, []
-    reach = {s: output.max_epochs * available[s] * sum_weights / output.weights[s] for s in weighted}
-    rest = min(reach.values())
-    if output.total_tokens is not None:
-        rest = output.total_tokens - sum_fixed
-        problems = _impossible(output, names, available, sum_fixed, sum_weights, reach, rest)
-        if problems:
-            return shares, problems
-    for s in weighted:
-        wanted = min(rest * output.weights[s] / sum_weights, output.max_epochs * available[s])
+    if not supply.possible:
+        return shares, _shortages(supply, names)
+    divided = supply.shares
+    rest = supply.rest if divided else 0.0
+    for s, share in divided.items():
+        wanted = min(rest * share, output.max_epochs * available[s])
         rate, tokens = nearest_rate(*cell_of(counted, number * len(names) + s), wanted)
-        asked = output.weights[s] / sum_weights * rest / (rest + sum_fixed)
-        shares[s] = Share(asked, rate, tokens)
+        shares[s] = Share(share * rest / (rest + supply.fixed), rate, tokens)
     return shares, []
 
 
-def _impossible(
-    output: Output,
-    names: Sequence[str],
-    available: Sequence[int],
-    sum_fixed: int,
-    sum_weights: float,
-    reach: dict[int, float],
-    rest: float,
-) -> list[str]:
-    budget = f"output {output.name!r}: total_tokens {output.total_tokens:,.0f}"
-    if rest <= 0:
+def _shortages(supply: Supply, names: Sequence[str]) -> list[str]:
+    output, available = supply.output, supply.available
+    if supply.rest <= 0:
         return [
-            f"{budget} leaves nothing for the weights, because the datasets with epochs already make {sum_fixed:,} "
-            "tokens; raise total_tokens or lower those epochs"
+            f"output {output.name!r}: total_tokens gives it {output.total_tokens:,.0f} tokens, and the datasets with "
+            f"epochs already make {supply.fixed:,}: nothing is left for those with weights"
         ]
-    problems = []
-    largest = min(reach.values()) + sum_fixed
-    for s, most in reach.items():
-        if rest <= most * (1 + _TOLERANCE):
-            continue
-        share = output.weights[s] / sum_weights
-        epochs = rest * share / available[s]
-        part = output.max_epochs * available[s] / rest
-        lower = part / (1 - part) * (sum_weights - output.weights[s])
-        weight = f", or weight {lower:.3g} for this dataset" if lower else ""
-        problems.append(
-            f"{budget} asks {share:.4g} of {rest:,.0f} tokens of dataset {names[s]!r}, which has {available[s]:,}: "
-            f"that is {epochs:.3g} epochs, and max_epochs is {output.max_epochs:g}. Possible are: max_epochs "
-            f"{_up(epochs)}, total_tokens {int(largest):,}{weight}"
-        )
-    return problems
-
-
-def _up(value: float) -> str:
-    """Two decimals, rounded up, so that following the advice is enough."""
-    return f"{np.ceil(value * 100) / 100:.2f}"
+    return [
+        f"output {output.name!r}: of the {supply.rest:,.0f} tokens that total_tokens leaves for weights here, "
+        f"{supply.shares[s]:.4g} are asked of dataset {names[s]!r}, which has {available[s]:,}: that is {epochs:.3g} "
+        f"epochs, and max_epochs is {output.max_epochs:g}"
+        for s, epochs in supply.short.items()
+    ]

@@ -21,6 +21,7 @@ QWEN3_STAGES = (
     Stage(name="S3", context_length=32_768, min_chars=MIN_CHARS_FOR_LONG),
 )
 """`stages: qwen3`: two stages of short context by purpose, one of long documents."""
+_QWEN3_PURPOSES = [purpose for stage in QWEN3_STAGES for purpose in stage.purposes or []]
 
 
 class Output(NamedTuple):
@@ -40,6 +41,13 @@ class Output(NamedTuple):
     """Budget of this output."""
     max_epochs: float = 1.0
     packing: str = "concat"
+    named: bool = False
+    """Whether the stage lists its datasets by name, so that one without documents in it is a mistake."""
+
+    @property
+    def stage(self) -> str:
+        """The stage's name; empty where the configuration has no stages."""
+        return self.name.rpartition("/")[0]
 
 
 def outputs_of(config: Config, purposes: Sequence[str | None]) -> tuple[Output, ...]:
@@ -58,17 +66,24 @@ def outputs_of(config: Config, purposes: Sequence[str | None]) -> tuple[Output, 
         for stage, epochs, _ in parts
         if config.stages is not None and all(e == 0 for e in epochs)
     ]
+    own_stages = config.stages if isinstance(config.stages, list) else []
+    for stage, (_, _, weights) in zip(own_stages, parts, strict=False):
+        if stage.total_tokens is not None and not any(weights):
+            problems.append(
+                f"stage {stage.name!r}: none of its datasets has a `weight`, and their epochs already decide its size; "
+                "give them weights, or remove the stage's total_tokens"
+            )
     for index, dataset in enumerate(config.datasets):
         if config.stages is not None and dataset.epochs != 0 and all(epochs[index] == 0 for _, epochs, _ in parts):
             problems.append(
                 f"dataset {dataset.name!r} takes part in no stage (its purpose is {purposes[index] or 'not given'}); "
                 "name it in a stage, give its template a `purpose`, or set `epochs: 0`"
             )
-        elif config.stages == "qwen3" and dataset.epochs != 0 and purposes[index] is None:
+        elif config.stages == "qwen3" and dataset.epochs != 0 and purposes[index] not in _QWEN3_PURPOSES:
+            given = "it has none" if purposes[index] is None else f"{purposes[index]!r} is in none"
             problems.append(
-                f"dataset {dataset.name!r}: `stages: qwen3` places datasets by purpose, and it has none; give its "
-                "template a `purpose` (grammar, knowledge, dialogue, reasoning, procedural, debugging, agentic, code "
-                "or rag_grounding)"
+                f"dataset {dataset.name!r}: `stages: qwen3` places datasets by purpose, and {given}; give it a "
+                f"`purpose` ({', '.join(_QWEN3_PURPOSES)})"
             )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -84,6 +99,7 @@ def outputs_of(config: Config, purposes: Sequence[str | None]) -> tuple[Output, 
             None if stage.total_tokens is None else stage.total_tokens * (edges[1] - edges[0]),
             config.max_epochs if stage.max_epochs is None else stage.max_epochs,
             stage.packing or config.packing,
+            stage.datasets is not None,
         )
         for stage, epochs, weights in parts
         for split, edges in _split_edges(config.splits)
