@@ -22,6 +22,7 @@ from beam_prep.output_folder import WORK_FOLDER, AlreadyDone, Claim, claim, rele
 from beam_prep.parquet import is_parquet
 from beam_prep.retry_rejected import remember_call
 from beam_prep.sources import is_compressed, match_source, signature
+from beam_prep.tokenizer import load_ahead
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
 _MOST_ENCODERS = 4
@@ -102,12 +103,14 @@ def run(prepared: Prepared) -> None:
     Raises:
       BeamPrepError: the run failed; nothing in the output looks finished.
     """
+    job, options = prepared.job, prepared.options
+    if options.runner in LOCAL_RUNNERS and options.workers <= 1:
+        load_ahead(job.tokenizer, job.config.tokenizer_backend)
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from pipelines.prepare import build
 
-    job, options = prepared.job, prepared.options
     if job.carrier.work:
         os.makedirs(job.carrier.work, exist_ok=True)
     runner, arguments = _runner(options)
@@ -118,6 +121,8 @@ def run(prepared: Prepared) -> None:
         state = result.wait_until_finish()
         if state not in (None, "DONE"):
             raise BeamPrepError(f"the runner ended with state {state}; its log says why")
+        with contextlib.suppress(OSError, BeamPrepError):  # the lock goes with it, and is still held
+            release(job)
     except BaseException as error:
         known = from_runner(error)
         if known is not None:
@@ -126,8 +131,6 @@ def run(prepared: Prepared) -> None:
     finally:
         if prepared.claim.lock is not None:
             prepared.claim.lock.release()
-    with contextlib.suppress(OSError):
-        release(job)
 
 
 def _runner(options: RunOptions) -> tuple[Any, list[str]]:

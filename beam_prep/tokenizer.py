@@ -6,8 +6,8 @@ Control tokens are never looked for in text (`split_special_tokens`): the caller
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import lzma
 import os
 import threading
 from importlib import resources
@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import orjson
+import zstandard
 
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
@@ -126,7 +127,8 @@ def _read(location: str, sha256: str) -> bytes:
     """tokenizer.json at a location, checked against its hash."""
     if location.startswith("bundled:"):
         name = location.removeprefix("bundled:")
-        data = lzma.decompress((resources.files("beam_prep.tokenizers") / f"{name}.json.xz").read_bytes())
+        packed = (resources.files("beam_prep.tokenizers") / f"{name}.json.zst").read_bytes()
+        data = zstandard.ZstdDecompressor().decompress(packed)
     else:
         data = storage.read_bytes(location)
     found = hashlib.sha256(data).hexdigest()
@@ -165,15 +167,19 @@ class HuggingFaceEncoder:
         return b"".join([i.tobytes() for i in ids]), bounds
 
 
+def _one_thread() -> None:
+    """Threads of fastokens' own would split single documents; `Tokenization` encodes several batches at once."""
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")
+
+
 class FastokensEncoder:
     """The fast backend."""
 
     backend = "fastokens"
 
     def __init__(self, spec: TokenizerSpec):
-        # Threads of its own would split single documents; `Tokenization` encodes several batches at once instead.
-        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
-        os.environ.setdefault("RAYON_NUM_THREADS", "1")
+        _one_thread()
         import fastokens
 
         self._tokenizer = fastokens.Tokenizer.from_json_str(_read(spec.location, spec.sha256).decode())
@@ -209,6 +215,23 @@ def encoder(spec: TokenizerSpec, backend: str) -> Encoder:
             _encoders.clear()  # one at a time: each holds some 150 MB
             _encoders[key] = FastokensEncoder(spec) if backend == "fastokens" else HuggingFaceEncoder(spec)
         return _encoders[key]
+
+
+def load_ahead(spec: TokenizerSpec, backend: str) -> None:
+    """Has a thread load the encoder that this process is about to need; `encoder` waits for it.
+
+    fastokens lets go of the GIL while it loads, so that Beam is imported meanwhile; the Hugging Face tokenizer does
+    not, and is left alone.
+    """
+    if backend == "huggingface" or not has_fastokens():
+        return
+    _one_thread()  # before there is a thread: an environment is not safe to change beside others
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # `encoder` tries again, and raises where it can be told
+            encoder(spec, backend)
+
+    threading.Thread(target=load, name="beam-prep-load").start()
 
 
 def local_copy(spec: TokenizerSpec, folder: Path) -> Path:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,7 @@ from beam_prep.tokenizer import (
     decoder,
     encoder,
     has_fastokens,
+    load_ahead,
     local_copy,
     resolve,
 )
@@ -405,6 +408,73 @@ class TestResolve:
         path.write_bytes(path.read_bytes() + b"\n")
         with pytest.raises(BeamPrepError, match="sha256"):
             use(spec)
+
+
+class TestLoadAhead:
+    """A thread loads the encoder while its process is busy with something else."""
+
+    @pytest.fixture
+    def loads(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+        """The threads that loaded each backend; nothing is loaded at the beginning."""
+        loaded: dict[str, list[str]] = {"fastokens": [], "huggingface": []}
+        for kind in (FastokensEncoder, HuggingFaceEncoder):
+
+            def load(self: Any, spec: TokenizerSpec, kind: Any = kind, original: Any = kind.__init__) -> None:
+                loaded[kind.backend].append(threading.current_thread().name)
+                original(self, spec)
+
+            monkeypatch.setattr(kind, "__init__", load)
+        monkeypatch.setattr(module, "_encoders", {})
+        return loaded
+
+    @staticmethod
+    def wait() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "beam-prep-load":
+                thread.join()
+
+    @needs_fastokens
+    @pytest.mark.parametrize("backend", ["auto", "fastokens"])
+    def test_is_the_one_that_is_used(self, small: Path, loads: dict[str, list[str]], backend: str) -> None:
+        spec = resolve(str(small))
+        load_ahead(spec, backend)
+        used = encoder(spec, backend)  # whether it is there already or not
+        self.wait()
+        assert encoder(spec, backend) is used
+        assert sum(map(len, loads.values())) == len(loads["fastokens"]) == 1
+
+    @needs_fastokens
+    def test_in_a_thread_of_its_own(self, small: Path, loads: dict[str, list[str]]) -> None:
+        load_ahead(resolve(str(small)), "auto")
+        self.wait()
+        assert loads == {"fastokens": ["beam-prep-load"], "huggingface": []}
+
+    def test_the_reference_is_not_loaded_beside_anything(
+        self, small: Path, loads: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would keep the GIL; and it may have all its threads."""
+        for name in ("RAYON_NUM_THREADS", "FASTOKENS_BPE_THREADS"):
+            monkeypatch.delenv(name, raising=False)
+        load_ahead(resolve(str(small)), "huggingface")
+        monkeypatch.setattr(module, "has_fastokens", lambda: False)
+        load_ahead(resolve(str(small)), "auto")
+        self.wait()
+        assert loads == {"fastokens": [], "huggingface": []}
+        assert "RAYON_NUM_THREADS" not in os.environ
+
+    @needs_fastokens
+    def test_a_failure_is_told_to_who_needs_it(
+        self, small: Path, tmp_path: Path, loads: dict[str, list[str]], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "tokenizer.json"
+        path.write_bytes((small / "tokenizer.json").read_bytes())
+        spec = resolve(str(tmp_path))
+        path.write_bytes(path.read_bytes() + b"\n")
+        load_ahead(spec, "fastokens")
+        self.wait()
+        assert capfd.readouterr().err == ""
+        with pytest.raises(BeamPrepError, match="sha256"):
+            encoder(spec, "fastokens")
 
 
 class TestHub:
