@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from beam_prep import __version__
-from beam_prep.calls import INTERRUPTED, Commands, debug_option, set_up_logs
+from beam_prep.calls import STOPPED, Commands, debug_option, set_up_logs
 
 if TYPE_CHECKING:
     from beam_prep.config import Config
     from beam_prep.launch import RunOptions
+
+_TRAINERS = ("megatron", "datatrove", "olmo")  # `trainer_views.TRAINERS`
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +37,7 @@ def cli() -> None:
 @click.option("--runner", default="local", show_default=True, help="local, DataflowRunner, FlinkRunner …")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes of the local runner.  [default: 1]")
 @click.option("--overwrite", is_flag=True, help="Replace a finished output of another run.")
+@click.option("--fresh", is_flag=True, help="Start an unfinished run over, instead of going on with it.")
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.option("--only-rejected", metavar="OUT", help="Render the rejected records of OUT again, and do nothing else.")
 @click.option("--carrier", type=click.Choice(["files", "engine"]), hidden=True)
@@ -48,6 +51,7 @@ def run(
     runner: str,
     workers: int | None,
     overwrite: bool,
+    fresh: bool,
     quiet: bool,
     only_rejected: str | None,
     carrier: str | None,
@@ -72,7 +76,7 @@ def run(
     check_runner(runner)
     if beam:
         check_beam_options(beam, runner)
-    _carry_out(config, path, RunOptions(runner, workers or 1, carrier, overwrite, beam), quiet)
+    _carry_out(config, path, RunOptions(runner, workers or 1, carrier, overwrite, fresh, beam), quiet)
 
 
 def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> int:
@@ -120,6 +124,12 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
         require_intact(config.output)
         done = f"nothing to do: {config.output} already holds this run"
     else:
+        if prepared.claim.resumed:
+            click.echo("an unfinished run of this configuration is there: going on with it", err=True)
+        if prepared.claim.lost:
+            click.echo(f"{prepared.claim.lost} of its finished shards were changed or deleted: starting over", err=True)
+        if prepared.claim.replaced:
+            click.echo("an unfinished run of another configuration, input or version was there: starting over", err=True)
         remember_call(config.output, path if "://" in path else os.path.abspath(path))
         with screen.follow(prepared, quiet):
             launch.run(prepared)
@@ -147,6 +157,50 @@ def _set_up(ctx: click.Context) -> None:
     from beam_prep.calls import DEBUG
 
     set_up_logs(ctx.meta.get(DEBUG, False))
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--runner", default="local", show_default=True, help="With DataflowRunner: vCPU hours and cost too.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes here, or machines on Dataflow.")
+@click.option("--sample", metavar="BYTES", help="Uncompressed bytes to read of each dataset.  [default: 8 MiB]")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Overrides the configuration's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    config: str,
+    runner: str,
+    workers: int | None,
+    sample: str | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """What a run would find, make, need and cost. Reads a sample of each dataset and writes nothing.
+
+    CONFIG is a YAML file: a path, gs://… Exit status 1 if the run would fail for what its inputs hold.
+    """
+    _set_up(ctx)
+    from beam_prep import plan as plans
+    from beam_prep import plan_tables, tables
+    from beam_prep.beam_options import check_runner
+    from beam_prep.config import load_config
+    from beam_prep.sample_records import SAMPLE_BYTES, parse_size
+
+    if runner != plans.DATAFLOW:  # which needs nothing here but prices
+        check_runner(runner)
+    wanted = SAMPLE_BYTES if sample is None else parse_size(sample)
+    made = plans.forecast(load_config(config, {"seed": seed}), _base(config), wanted, runner, workers)
+    if as_json:
+        tables.to_json(plans.as_json(made))
+    else:
+        more = "" if runner == "local" else f" --runner {runner}"
+        plan_tables.print_forecast(tables.open_console(), made, f"beam-prep run {config}{more}")
+    if made.estimate.problems:
+        how = "would fail" if made.estimate.exact else "would probably fail (estimated from a sample)"
+        click.echo(f"error: the run {how}:\n{made.estimate.problems}", err=True)
+        ctx.exit(1)
 
 
 @cli.command()
@@ -252,6 +306,48 @@ def verify(ctx: click.Context, out: str, quick: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("out")
+@click.option("--context-length", "lengths", type=click.IntRange(1), multiple=True, metavar="N", help="Tokens each.")
+@click.option("--for", "trainers", type=click.Choice(_TRAINERS), multiple=True, help="Index files of that trainer.")
+@click.option("--output", "names", metavar="NAME", multiple=True, help="train, S3/train …  [default: all]")
+@debug_option
+@click.pass_context
+def view(
+    ctx: click.Context, out: str, lengths: tuple[int, ...], trainers: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    """More indexes over the shards of the output OUT; no token is copied.
+
+    --context-length 4096 writes `index-4096` beside `index`: a sequence of 32,768 is eight of 4,096 there. --for writes
+    Megatron's .idx, datatrove's .ds.index (also nanotron's), OLMo-core's .csv.gz. All three may be given repeatedly.
+    """
+    _set_up(ctx)
+    from beam_prep import tables, views
+    from beam_prep.errors import BeamPrepError, ConfigError
+    from beam_prep.inspection import choose_output
+    from beam_prep.manifest import is_finished, read_manifest
+    from beam_prep.trainer_views import write_trainer_view
+
+    if not lengths and not trainers:
+        raise ConfigError("nothing to index: give --context-length N, --for TRAINER, or both")
+    manifest = read_manifest(out)
+    if not is_finished(out, manifest):
+        raise BeamPrepError(f"{out}: is not finished (no matching _SUCCESS); run the job again")
+    chosen = [choose_output(manifest, name) for name in names] or list(manifest.outputs)
+    # All of them, before the first is written.
+    fits = [(length, *views.choose(manifest.outputs, names, length)) for length in dict.fromkeys(lengths)]
+    for length, fitting, left_out in fits:
+        for name in fitting:
+            tables.print_view(out, name, length, views.write_output_view(out, name, manifest.outputs[name], length))
+        for name, reason in left_out:
+            click.echo(f"skipped {name}: {reason}")
+    for trainer in dict.fromkeys(trainers):
+        for name in dict.fromkeys(chosen):
+            entry = manifest.outputs[name]
+            written = write_trainer_view(out, name, entry, manifest.tokenizer.vocab_size, trainer)
+            tables.print_trainer_view(out, name, entry, trainer, written)
+
+
+@cli.command()
 @click.argument("name", required=False)
 @debug_option
 @click.pass_context
@@ -308,8 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(arguments, prog_name="beam-prep")
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # threads of the runner may still be at work; nothing is left to be done for them
+        if end.code in STOPPED.values():  # threads of the runner may still be at work; nothing is left to be done for them
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            os._exit(int(end.code))
         raise

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
-from beam_prep.index import read_index
+from beam_prep.index import read_location
 from beam_prep.manifest import Manifest, TokenizerEntry, is_finished
 from beam_prep.parquet import is_parquet
 from beam_prep.tokenizer import decoder, resolve
@@ -139,7 +139,7 @@ def summary(output: str, manifest: Manifest) -> dict[str, Any]:
     """What is in an output, for programs: the manifest's figures without its list of shards."""
     outputs = {}
     for name, entry in manifest.outputs.items():
-        outputs[name] = {**entry.model_dump(exclude={"shards"}), "shards": len(entry.shards)}
+        outputs[name] = {**entry.model_dump(exclude={"shards"}, exclude_none=True), "shards": len(entry.shards)}
     return {
         "output": output,
         "finished": is_finished(output, manifest),
@@ -179,9 +179,8 @@ def read_sequence(output: str, manifest: Manifest, name: str, number: int, decod
         raise ConfigError(f"sequence {number}: {name} has {entry.sequences:,}, numbered from 0")
     folder = storage.join(output, name)
     try:
-        paths, locations = read_index(folder)
-        file, offset, size = locations[number].tolist()
-        shard = next(s for s in entry.shards if s.path == paths[file])
+        path, offset, size = read_location(folder, number)
+        shard = next(s for s in entry.shards if s.path == path)
         ids = _read_ids(storage.join(folder, shard.path), offset, size)
         documents = read_documents(
             storage.join(folder, shard.documents), filters=[("sequence", "=", offset // (4 * entry.context_length))]

@@ -50,6 +50,8 @@ class SourceEntry(_Entry):
     epochs: float
     asked_share: float | None = None
     """What its weight asked for; None for a source with `epochs`."""
+    asked_epochs: float | None = None
+    """None for a source with a weight, and for one that has nothing to give to this output."""
 
 
 class OutputEntry(_Entry):

@@ -13,13 +13,15 @@ from rich.text import Text
 
 from beam_prep import storage
 from beam_prep.inspection import DecodedSequence, Part, SequenceSpan, shorten, unit, visible
-from beam_prep.manifest import Manifest, OutputEntry
+from beam_prep.manifest import Manifest, OutputEntry, SourceEntry
 from beam_prep.place import COPY_BITS
 from beam_prep.rendering import Rendering, Row, raw_text
 from beam_prep.rendering_page import about, head, place
 from beam_prep.retry_rejected import Retried
 from beam_prep.screen import size
 from beam_prep.templates import Template
+from beam_prep.trainer_views import TRAINERS, Written
+from beam_prep.views import view_folder
 
 SHORT = 1_000
 """Characters of a text that are printed unless all are asked for."""
@@ -48,19 +50,19 @@ def print_output(console: Console, output: str, manifest: Manifest) -> None:
     """What is in an output: by source what went in and what came of it, then sequences, shards, padding."""
     for name, entry in manifest.outputs.items():
         console.print(Text(f"{storage.join(output, name)}", "bold"), soft_wrap=True)
-        console.print(_shares(manifest, entry))
+        console.print(_shares(entry))
         console.print(_totals(entry), soft_wrap=True)
         console.print()
     console.print(_ledger(manifest))
     console.print()
 
 
-def _shares(manifest: Manifest, entry: OutputEntry) -> Table:
+def _shares(entry: OutputEntry) -> Table:
     table = _table("source", "asked", "documents", "copies", "tokens", "share", "epochs")
     for name, part in entry.sources.items():
         table.add_row(
             name,
-            _asked(manifest.dataset(name)),
+            _asked(part),
             f"{part.documents:,}",
             f"{part.copies:,}",
             f"{part.tokens:,}",
@@ -70,11 +72,12 @@ def _shares(manifest: Manifest, entry: OutputEntry) -> Table:
     return table
 
 
-def _asked(dataset: dict[str, Any]) -> str:
-    if dataset.get("weight") is not None:
-        return f"weight {dataset['weight']:g}"
-    epochs = dataset.get("epochs")
-    epochs = 1.0 if epochs is None else epochs
+def _asked(part: SourceEntry) -> str:
+    if part.asked_share is not None:
+        return f"{part.asked_share:.2%}"
+    epochs = part.asked_epochs
+    if epochs is None:
+        return ""
     return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
@@ -84,6 +87,8 @@ def _totals(entry: OutputEntry) -> str:
     rest = [f"{entry.tokens:,} tokens", f"{entry.padding:,} of padding"]
     if entry.dropped_tokens:
         rest.append(f"{entry.dropped_tokens:,} dropped at the end")
+    if entry.cut_documents:
+        rest.append(f"{entry.cut_share:.1%} of the documents cut")
     return f"{entry.sequences:,} sequences of {entry.context_length:,} in {shards} ({stored}): {', '.join(rest)}"
 
 
@@ -126,6 +131,28 @@ def print_where(console: Console, output: str, manifest: Manifest) -> None:
         f"  {variable} = TokensDataset.create_from_index_on_filesystem("
         f'"{storage.join(output, name)}", token_dtype=np.uint32)',
         soft_wrap=True,
+    )
+
+
+def print_view(output: str, name: str, length: int, sequences: int) -> None:
+    """A view that was written, and how it is read."""
+    folder = storage.join(output, name)
+    open_console().print(
+        f"{storage.join(folder, view_folder(length))}: {sequences:,} sequences of {length:,}\n"
+        f'  TokensDataset.create_from_index_on_filesystem("{folder}", index_data_folder="{view_folder(length)}", '
+        "token_dtype=np.uint32)",
+        soft_wrap=True,
+    )
+
+
+def print_trainer_view(output: str, name: str, entry: OutputEntry, trainer: str, written: Written) -> None:
+    """Index files that were written for a trainer, and how it reads them."""
+    folder = storage.join(output, name)
+    padding = f", and {written.padding:,} of padding" if written.padding else ""
+    files = "1 index file" if written.files == 1 else f"{written.files:,} index files"
+    reading = TRAINERS[trainer].reading(folder, entry.context_length, storage.is_local(output))
+    open_console().print(
+        f"{folder}: {files} for {trainer}: {written.documents:,} documents{padding}\n  {reading}", soft_wrap=True
     )
 
 

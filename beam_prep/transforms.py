@@ -35,7 +35,7 @@ from beam_prep.progress import Progress
 from beam_prep.reading import RecordBatch, read_unit
 from beam_prep.runs import Run
 from beam_prep.selection import select, selection
-from beam_prep.shards import ShardRecord, write_shard
+from beam_prep.shards import ShardRecord, give_back, write_shard
 from beam_prep.templates import compile_template
 from beam_prep.transform import DocumentBatch, Transformer, compile_transformer, transform_batch
 
@@ -100,7 +100,8 @@ class Read(_DoFn):
         begin = sources.Position(0, 0)
         if finished:
             begin = sources.Position(len(unit.spans), 0) if finished[-1].last else finished[-1].end
-            self._progress.add(bytes=sum(f.run.tally["bytes"] for f in finished))
+            done = sum(f.run.tally["bytes"] for f in finished), sum(f.run.tally["rendered"] for f in finished)
+            self._progress.add(bytes=done[0], documents=done[1])
         for batch in read_unit(unit, begin, len(finished)):
             size = sum(map(len, batch.lines)) + len(batch.lines)
             self._bytes.inc(size)
@@ -238,7 +239,7 @@ class Deduplicate(_DoFn):
 class SumCounts(beam.CombineFn):
     """Counts of key ranges → their sum. A combiner, so that engines add them up where they arise."""
 
-    _MOST_PARTS = 16
+    _MOST_PARTS = 4
 
     def __init__(self, job: Job):
         self._shape = len(job.outputs), len(job.sources)
@@ -327,6 +328,7 @@ class Pack(beam.DoFn):
     def __init__(self, job: Job, last: bool):
         self._job, self._last = job, last
 
+    @_guarded
     def process(
         self,
         element: tuple[int, place.Block],
@@ -339,6 +341,7 @@ class Pack(beam.DoFn):
         end.set(window.max_timestamp())
 
     @on_timer(END)
+    @_guarded
     def pack(self, blocks=beam.DoFn.StateParam(BLOCKS)):
         """Packs the bucket."""
         kept = list(blocks.read())
@@ -379,15 +382,14 @@ class Write(_DoFn):
         if shard.bucket == place.LAST_BUCKET:
             shard = shard._replace(bucket=planned.buckets - 1)
         folder = storage.join(job.output, planned.output.name)
-        record = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder) or write_shard(
-            folder,
-            shard._replace(blocks=tuple(place.Block(*block) for block in shard.blocks)),
-            planned.buckets,
-            planned.output.context_length,
-            job.tokenizer.eod_token_id,
-            job.names,
-        )
-        resume.keep_shard(job.carrier, record)
+        shard = shard._replace(blocks=tuple(place.Block(*block) for block in shard.blocks))
+        record = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder)
+        if record is None:
+            length, eod = planned.output.context_length, job.tokenizer.eod_token_id
+            record = write_shard(folder, shard, planned.buckets, length, eod, job.names)
+            resume.keep_shard(job.carrier, record, folder)
+        if job.carrier.is_files:
+            give_back(shard)
         self._sequences.inc(record.sequences)
         self._bytes.inc(record.bytes)
         self._progress.add(written=sum(record.source_tokens) + record.dropped_tokens)

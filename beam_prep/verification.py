@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import orjson
 
 from beam_prep import storage
@@ -18,8 +17,8 @@ from beam_prep.config import Config
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.findings import Figures, Finding, Progress, read_if_there, shown
-from beam_prep.index import FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, sample_locations
-from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, parse_manifest
+from beam_prep.index import ENTRY_BYTES, FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, difference, index_files
+from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, SourceEntry, parse_manifest
 from beam_prep.split_checks import check_leaks
 from beam_prep.token_checks import check_tokens
 from beam_prep.tokenizer import BUNDLED, resolve
@@ -85,13 +84,15 @@ def _read_manifest(output: str) -> tuple[Manifest | None, list[Finding]]:
 def check_files(output: str, name: str, entry: OutputEntry) -> list[Finding]:
     """Every shard is there with its size, and every sidecar is there."""
     findings = []
+    folder = storage.join(output, name)
+    sizes = storage.sizes(folder, [path for shard in entry.shards for path in (shard.path, shard.documents)])
     for shard in entry.shards:
-        size = storage.size(storage.join(output, name, shard.path))
+        size = sizes[shard.path]
         if size is None:
             findings.append(Finding(f"{name}/{shard.path}", "is missing"))
         elif size != shard.bytes:
             findings.append(Finding(f"{name}/{shard.path}", f"{size:,} bytes on disk, {shard.bytes:,} were written"))
-        if storage.size(storage.join(output, name, shard.documents)) is None:
+        if sizes[shard.documents] is None:
             findings.append(Finding(f"{name}/{shard.documents}", "is missing"))
     return findings
 
@@ -156,45 +157,38 @@ def check_figures(manifest: Manifest, name: str, entry: OutputEntry) -> list[Fin
             check.add(f"sources.{source}.share is {part.share}, but its tokens are {share} of all")
         if part.copies < part.documents:
             check.add(f"sources.{source}: {part.documents:,} documents, but {part.copies:,} copies of them")
-        _check_epochs(check, manifest, source, part.epochs, drops)
+        _check_epochs(check, source, part, drops)
     copies = sum(part.copies for part in entry.sources.values())
     if not entry.cut_documents <= copies <= sum(s.spans for s in entry.shards):
         check.add(f"{entry.cut_documents:,} cut_documents, {copies:,} copies and the spans of the shards do not agree")
+    for key, part, whole in (("fill", entry.tokens, entry.sequences * length), ("cut_share", entry.cut_documents, copies)):
+        if not math.isclose(getattr(entry, key), part / whole if whole else 0.0, rel_tol=1e-9):
+            check.add(f"{key} is {getattr(entry, key)}, but it is {part:,} of {whole:,}")
     return check.findings
 
 
-def _check_epochs(check: Figures, manifest: Manifest, source: str, epochs: float, drops: bool) -> None:
+def _check_epochs(check: Figures, source: str, part: SourceEntry, drops: bool) -> None:
     """At rate r each document is there floor(r) or ceil(r) times, and so the realised epochs lie between."""
-    asked = manifest.dataset(source)
-    if "weight" in asked or {"stages", "total_tokens"} & set(manifest.configuration):
+    if (rate := part.asked_epochs) is None:
         return
-    rate = asked.get("epochs", 1.0)
     low, high = (0 if drops else math.floor(rate)), math.ceil(rate)
-    if not low - 1e-9 <= epochs <= high + 1e-9:
-        check.add(f"sources.{source}.epochs is {epochs:g}, but {rate:g} were asked for")
+    if not low - 1e-9 <= part.epochs <= high + 1e-9:
+        check.add(f"sources.{source}.epochs is {part.epochs:g}, but {rate:g} were asked for")
 
 
 def check_index(output: str, name: str, entry: OutputEntry) -> list[Finding]:
     """The index is, byte for byte, the one that follows from the shards."""
-    paths = "".join(f"{shard.path}\n" for shard in entry.shards).encode()
-    locations = sample_locations([s.sequences for s in entry.shards], 4 * entry.context_length)
+    paths, sequences = [s.path for s in entry.shards], [s.sequences for s in entry.shards]
+    lengths = {FILE_LOCATION: sum(len(p.encode()) + 1 for p in paths), SAMPLE_LOCATIONS: ENTRY_BYTES * sum(sequences)}
     findings = []
-    for file, expected in ((FILE_LOCATION, paths), (SAMPLE_LOCATIONS, locations.tobytes())):
+    for file, parts in index_files(paths, sequences, 4 * entry.context_length).items():
         place = f"{name}/{INDEX_FOLDER}/{file}"
-        found = read_if_there(storage.join(output, place))
-        if found is None:
-            findings.append(Finding(place, "is missing"))
-        elif len(found) != len(expected):
-            findings.append(Finding(place, f"{len(found):,} bytes, but the shards need {len(expected):,}"))
-        elif found != expected:
-            findings.append(
-                Finding(place, f"differs from what the shards need at byte {_first_difference(found, expected)}")
-            )
+        size = storage.size(storage.join(output, place))
+        if size is not None and size != lengths[file]:
+            findings.append(Finding(place, f"{size:,} bytes, but the shards need {lengths[file]:,}"))
+        elif (problem := difference(storage.join(output, place), parts)) is not None:
+            findings.append(Finding(place, problem))
     return findings
-
-
-def _first_difference(found: bytes, expected: bytes) -> int:
-    return int(np.nonzero(np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8))[0][0])
 
 
 def check_ledger(manifest: Manifest) -> list[Finding]:

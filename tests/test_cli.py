@@ -200,9 +200,10 @@ def test_interrupted(tmp_path, workers):
     assert running.returncode == 130, err
     assert without_progress(err) == ["interrupted: nothing is marked as finished; the same command goes on from here"]
     assert not (tmp_path / "out/_SUCCESS").exists()
-    time.sleep(1)
     with pytest.raises(ProcessLookupError):  # no worker outlives the run
-        os.killpg(running.pid, 0)
+        for _ in range(200):
+            os.killpg(running.pid, 0)
+            time.sleep(0.05)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
