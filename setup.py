@@ -50,6 +50,7 @@ setup(
         "pydantic>=2.7,<3",
         "PyYAML>=6",
         "rich>=13",
+        "tenacity>=8.2",
         "tokenizers>=0.21",
         "transformers>=4.51,<6",
         "xxhash>=3.4",
@@ -58,5 +59,6 @@ setup(
     extras_require={
         "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.17,<0.18"],
         "bench": ["datatrove>=0.10", "gigatoken>=0.10"],
+        "train": ["torch>=2.4"],
     },
 )
