@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from beam_prep.best_fit import pack_best_fit
 from beam_prep.carrier import Carrier, FileSlice, Payload
 from beam_prep.packing import SPAN, Packed, pack_concat, with_rest
 from beam_prep.place import PLACED, Block, inline_block, row_views
+from beam_prep.retries import attempt
 
 _GAP_BYTES = 256 << 10
 """Bytes between two documents of a file that are rather read than skipped."""
@@ -138,7 +140,7 @@ def gather(rows: np.ndarray, row_blocks: np.ndarray, blocks: Sequence[Block]) ->
         payload = blocks[index].tokens
         placed = rows[own]
         if isinstance(payload, FileSlice):
-            found = _read_rows(payload, placed)
+            found = attempt("read", payload.path, partial(_read_rows, payload, placed))
         else:
             found = row_views(payload, placed)
         for row, view in zip(own.tolist(), found, strict=True):

@@ -1,9 +1,10 @@
-"""What every command does around its work: errors in one line, Ctrl-C, and logs that are worth reading."""
+"""What every command does around its work: errors in one line, a clean stop, and logs that are worth reading."""
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import re
 import signal
 import sys
@@ -19,17 +20,27 @@ from beam_prep.errors import BeamPrepError, from_runner
 from beam_prep.worker import DEBUG_VARIABLE
 
 DEBUG = "beam_prep.debug"
-INTERRUPTED = 130
+STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Exit status by the signal that stopped a command, as shells count it."""
 _SAY_INTERRUPTED = "interrupted: nothing is marked as finished; the same command goes on from here"
 _PATIENCE_SECONDS = 1.5
+_LOST_SECONDS = 2.0
+"""How long the news of a worker's end may take after its connection is gone."""
 _NOISE = re.compile(
     "No semi_persistent_directory|Converting string literal type hint|Creating state cache|Discarding unparseable args"
     "|Make sure that locally built Python SDK|could not be downloaded|is not a valid timestamp combiner"
 )
 _LAST_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit)\b.*)$", re.M)
 _FROM_SYSTEM = re.compile(r"\[Errno \d+\]")
+_ERROR_OF_OURS = re.compile(r"^(?:BeamPrep|Config)Error: ")
 _FROM_WORKER = re.compile(r'^Worker: severity: (\w+).*? message: "((?:[^"\\]|\\.)*)"', re.S)
+_WORKER_ENDED = re.compile(r"Worker subprocess exited with return code (-?\d+)")
+_CONNECTION_LOST = "Channel closed"
 _interrupted = threading.Event()
+_signals: list[signal.Signals] = []
+"""That have come, in order."""
+_workers_ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+"""Exit statuses of worker processes that are gone."""
 
 
 class Commands(click.Group):
@@ -49,12 +60,26 @@ class Commands(click.Group):
             # In-process runners wrap the interruption in an error of their own.
             if _interrupted.is_set() or isinstance(error, (KeyboardInterrupt, click.Abort)):
                 click.echo(_SAY_INTERRUPTED, err=True)
-                ctx.exit(INTERRUPTED)
+                ctx.exit(_status())
             if isinstance(error, SystemExit):
                 raise
-            message, status = explain(error)
+            message, status = _lost_worker(error) or explain(error)
             click.echo(f"error: {message}", err=True)
             ctx.exit(status)
+
+
+def _lost_worker(error: BaseException) -> tuple[str, int] | None:
+    """What a user is told if a worker process has ended before its time, which the runner only sees as silence."""
+    if from_runner(error) is not None:
+        return None
+    try:
+        code = _workers_ended.get(timeout=_LOST_SECONDS if _CONNECTION_LOST in str(error) else 0.0)
+    except queue.Empty:
+        return None
+    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+    why = "; the system does that when memory runs out, and fewer --workers need less" if code == -9 else ""
+    again = "nothing is marked as finished; the same command goes on from here"
+    return f"a worker process {how}{why}: {again}", BeamPrepError.exit_status
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -68,6 +93,9 @@ def explain(error: BaseException) -> tuple[str, int]:
         reason = found[-1]
     else:
         reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    ours = _ERROR_OF_OURS.match(reason)
+    if ours:  # from a step that the runner made of a plain function
+        return reason[ours.end() :], BeamPrepError.exit_status
     if not _FROM_SYSTEM.search(reason):  # no space left, no permission …
         reason += "\nthis was not foreseen: --debug shows where it comes from; please report it"
     return reason, BeamPrepError.exit_status
@@ -86,17 +114,21 @@ def debug_option(command: Any) -> Any:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C once ends a command in good order, twice at once."""
+    """Ctrl-C or SIGTERM once ends a command in good order, twice at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _interrupted.clear()
+    _signals.clear()
+    while not _workers_ended.empty():
+        _workers_ended.get()
 
     # A runner may wait for threads that never end now.
     give_up = threading.Timer(_PATIENCE_SECONDS, _leave)
     give_up.daemon = True
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, _: Any) -> None:
+        _signals.append(signal.Signals(number))
         if _interrupted.is_set():
             _leave()
         _interrupted.set()
@@ -104,25 +136,36 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def thread_failed(arguments: threading.ExceptHookArgs) -> None:
-        if not _interrupted.is_set():
+        lost = _WORKER_ENDED.search(str(arguments.exc_value))
+        if lost:
+            _workers_ended.put(int(lost[1]))
+        # The runner's threads raise what the command raises too, or that the other end of a connection is gone.
+        theirs = lost or arguments.exc_type.__module__.startswith("grpc")
+        if not _interrupted.is_set() and (not theirs or os.environ.get(DEBUG_VARIABLE)):
             threading.__excepthook__(arguments)
 
-    before, hook = signal.signal(signal.SIGINT, stop), threading.excepthook
+    before = {number: signal.signal(number, stop) for number in STOPPED}
+    hook = threading.excepthook
     threading.excepthook = thread_failed
     try:
         yield
     finally:
         give_up.cancel()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if not _interrupted.is_set():
             threading.excepthook = hook
+
+
+def _status() -> int:
+    return STOPPED[_signals[0] if _signals else signal.SIGINT]
 
 
 def _leave() -> None:
     """Ends the process as it is."""
     sys.stdout.flush()
     print(_SAY_INTERRUPTED, file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+    os._exit(_status())
 
 
 class _Handler(logging.Handler):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterable, Iterator
@@ -55,14 +56,7 @@ def load(payload: Payload) -> bytes:
     """The bytes of a payload."""
     if isinstance(payload, bytes):
         return payload
-    with open(payload.path, "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), payload.size, payload.offset)
-        while len(data) < payload.size:  # one read returns at most 2 GiB
-            more = os.pread(file.fileno(), payload.size - len(data), payload.offset + len(data))
-            if not more:
-                raise OSError(f"{payload.path}: ends before byte {payload.offset + payload.size}")
-            data += more
-    return data
+    return storage.read_range(payload.path, payload.offset, payload.size)
 
 
 def chunks(payload: Payload) -> Iterator[bytes]:
@@ -82,7 +76,7 @@ def release(pieces: FileSlice, offset: int, size: int) -> None:
     """
     if _fallocate is None or size <= 0:
         return
-    with open(pieces.path, "r+b", buffering=0) as file:
+    with contextlib.suppress(OSError), open(pieces.path, "r+b", buffering=0) as file:
         _fallocate(
             file.fileno(), _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(pieces.offset + offset), ctypes.c_int64(size)
         )

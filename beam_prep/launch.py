@@ -115,6 +115,7 @@ def run(prepared: Prepared) -> None:
         os.makedirs(job.carrier.work, exist_ok=True)
     runner, arguments = _runner(options)
     try:
+        storage.require_temporary_folder()
         pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([*arguments, *options.beam]))
         build(pipeline, job)
         result = pipeline.run()

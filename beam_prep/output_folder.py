@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +13,7 @@ from typing import NamedTuple
 import orjson
 from filelock import FileLock, Timeout
 
-from beam_prep import storage
+from beam_prep import resume, storage
 from beam_prep.errors import BeamPrepError
 from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.job import Job
@@ -19,6 +22,8 @@ from beam_prep.retry_rejected import CALL_FILE
 WORK_FOLDER = ".work"
 _CLAIM = "claim.json"
 _LOCK = "lock"
+_TORN = re.compile(rf"(?:(.*)\.|\.probe-)[0-9a-f]{{8}}{re.escape(storage.TEMPORARY)}")
+"""Names of files that a killed run was writing; see `storage.write_atomic` and `storage.require_writable`."""
 
 
 class AlreadyDone(Exception):
@@ -31,6 +36,10 @@ class Claim(NamedTuple):
     lock: FileLock | None
     resumed: bool
     """Whether an unfinished run of the same fingerprint is gone on with."""
+    replaced: bool = False
+    """Whether an unfinished run of another configuration, input or version was thrown away."""
+    lost: int = 0
+    """Finished shards of the unfinished run that were not as they had been written."""
 
 
 def claim(job: Job, overwrite: bool, fresh: bool) -> Claim:
@@ -44,42 +53,59 @@ def claim(job: Job, overwrite: bool, fresh: bool) -> Claim:
       AlreadyDone: there is nothing to do.
       BeamPrepError: another run is writing there, or the folder holds something else; nothing is changed then.
     """
-    _refuse_finished(job, overwrite)
     work = job.carrier.work or (storage.join(job.output, WORK_FOLDER) if storage.is_local(job.output) else None)
-    before = _read_claim(work)
-    ours = _ours(job, before)
+    _refuse_finished(job, work, overwrite)
     if not overwrite:
-        _refuse_foreign(job.output, ours)
+        _refuse_foreign(job.output, _ours(job, _read_claim(work)))
     storage.require_writable(job.output)
     lock = _take(job.output, work) if work else None
-    _refuse_finished(job, overwrite)  # by a run that held the lock until now
-    success = storage.join(job.output, SUCCESS)
-    resumed = before.get("fingerprint") == job.fingerprint and not storage.exists(success) and not fresh
-    storage.delete(success)  # first, so that nothing half replaced looks finished
-    if resumed:
-        _clear_torn(job, work, ours)
-    else:
-        _clear(job, work, ours)
-    if work:
-        names = [output.name for output in job.outputs]
-        content = orjson.dumps({"fingerprint": job.fingerprint, "outputs": names})
-        storage.write_bytes(storage.join(work, _CLAIM), [content])
-    return Claim(lock, resumed)
+    try:
+        _refuse_finished(job, None, overwrite)  # by a run that held the lock until now
+        return _clear_away(job, work, fresh)._replace(lock=lock)
+    except BaseException as error:
+        if work and isinstance(error, AlreadyDone):
+            storage.delete(work)
+        if lock is not None:
+            lock.release()
+        raise
 
 
 def release(job: Job) -> None:
-    """Takes the work folder away, when a run has succeeded."""
+    """Takes the work folder away, when a run has succeeded. The lock is still held."""
     if job.carrier.work:
         storage.delete(job.carrier.work)
     elif storage.is_local(job.output):
         storage.delete(storage.join(job.output, WORK_FOLDER))
 
 
-def _refuse_finished(job: Job, overwrite: bool) -> None:
+def _clear_away(job: Job, work: str | None, fresh: bool) -> Claim:
+    before = _read_claim(work)
+    ours = _ours(job, before)
+    success = storage.join(job.output, SUCCESS)
+    unfinished = bool(before) and not storage.exists(success)
+    same = before.get("fingerprint") == job.fingerprint
+    resumed = unfinished and same and not fresh
+    storage.delete(success)  # first, so that nothing half replaced looks finished
+    names = {output.name for output in job.outputs}
+    lost = 0
+    if resumed:
+        _clear_torn(job, work, ours)
+        lost = resume.check_shards(job.carrier, [storage.join(job.output, output.name) for output in job.outputs])
+    else:
+        # Killed meanwhile, the next run still knows what is to be deleted.
+        _write_claim(work, None, names | _outputs_before(job, before))
+        _clear(job, work, ours)
+    _write_claim(work, job.fingerprint, names)
+    return Claim(None, resumed, unfinished and not same and before.get("fingerprint") is not None, lost)
+
+
+def _refuse_finished(job: Job, work: str | None, overwrite: bool) -> None:
     success = storage.join(job.output, SUCCESS)
     if overwrite or not storage.exists(success):
         return
-    if storage.read_bytes(success).decode().strip() == job.fingerprint:
+    if storage.read_bytes(success).partition(b"\n")[0] == job.fingerprint.encode():
+        if work is not None and storage.exists(work):
+            _sweep(job.output, work)
         raise AlreadyDone
     raise BeamPrepError(
         f"output {job.output}: holds a finished run of another configuration, input or version; "
@@ -87,10 +113,22 @@ def _refuse_finished(job: Job, overwrite: bool) -> None:
     )
 
 
+def _sweep(output: str, work: str) -> None:
+    """Deletes what a run has left that was killed after it had finished."""
+    with contextlib.suppress(BeamPrepError, OSError):  # it is still about to do so itself, or the disk is read-only
+        lock = _take(output, work)
+        try:
+            storage.delete(work)
+        finally:
+            if lock is not None:
+                lock.release()
+
+
 def _refuse_foreign(output: str, ours: Iterable[str]) -> None:
     if not storage.is_local(output) or not os.path.isdir(output):
         return
-    foreign = sorted(set(os.listdir(output)) - set(ours))
+    known = set(ours)
+    foreign = sorted(name for name in os.listdir(output) if name not in known and not _is_torn(name, known))
     if foreign:
         raise BeamPrepError(
             f"output {output}: holds files that are not this project's ({', '.join(foreign[:3])}); choose an "
@@ -98,8 +136,14 @@ def _refuse_foreign(output: str, ours: Iterable[str]) -> None:
         )
 
 
-def _take(output: str, work: str) -> FileLock:
-    os.makedirs(work, exist_ok=True)
+def _is_torn(name: str, ours: Iterable[str]) -> bool:
+    """Whether one of our files was being written under that name."""
+    found = _TORN.fullmatch(name)
+    return found is not None and (found[1] is None or found[1] in ours)
+
+
+def _take(output: str, work: str) -> FileLock | None:
+    storage.make_folder(work)
     lock = FileLock(os.path.join(work, _LOCK))
     try:
         lock.acquire(timeout=0)
@@ -107,6 +151,11 @@ def _take(output: str, work: str) -> FileLock:
         raise BeamPrepError(
             f"output {output}: another run is writing there; wait for it, or choose another --output"
         ) from None
+    except (OSError, NotImplementedError) as error:
+        logging.getLogger(__name__).warning(
+            "%s: this file system has no locks (%s); take care that no other run writes there", output, error
+        )
+        return None
     return lock
 
 
@@ -117,38 +166,54 @@ def _read_claim(work: str | None) -> dict:
         return {}
 
 
+def _write_claim(work: str | None, fingerprint: str | None, outputs: Iterable[str]) -> None:
+    if work:
+        content = orjson.dumps({"fingerprint": fingerprint, "outputs": sorted(outputs)})
+        storage.write_bytes(storage.join(work, _CLAIM), [content])
+
+
+def _outputs_before(job: Job, before: dict) -> set[str]:
+    """Names of the outputs that an earlier run made."""
+    names = set(before.get("outputs", []))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or not ours
+        names |= set(orjson.loads(storage.read_bytes(storage.join(job.output, MANIFEST)))["outputs"])
+    return names
+
+
 def _ours(job: Job, before: dict) -> list[str]:
     """Names below the output that this job, or the run before it, made."""
-    outputs = {output.name for output in job.outputs} | set(before.get("outputs", []))
-    try:
-        manifest = orjson.loads(storage.read_bytes(storage.join(job.output, MANIFEST)))
-        outputs |= set(manifest["outputs"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none there, or not ours
+    outputs = {output.name for output in job.outputs} | _outputs_before(job, before)
     folders = sorted({name.split("/")[0] for name in outputs})
     return ["rejected", "report.html", CALL_FILE, MANIFEST, SUCCESS, WORK_FOLDER, *folders]
 
 
 def _clear_torn(job: Job, work: str | None, ours: Iterable[str]) -> None:
     """Deletes what a killed run was writing at its end, and its counters."""
+    _clear_torn_names(job.output, ours)
     folders = [storage.join(job.output, name) for name in ours if name != WORK_FOLDER]
-    for folder in folders if storage.is_local(job.output) else []:
-        for found in storage.list_files(folder) if os.path.isdir(folder) else []:
-            if found.path.endswith(storage.TEMPORARY):
+    folders = [f for f in folders if os.path.isdir(f)] if storage.is_local(job.output) else []
+    for folder in [*folders, *([work] if work else [])]:
+        for found in storage.list_files(folder):
+            if _TORN.fullmatch(os.path.basename(found.path)):
                 storage.delete(found.path)
-    for found in storage.list_files(work) if work else []:
-        if found.path.endswith(storage.TEMPORARY):
-            storage.delete(found.path)
     if work:
         storage.delete(os.path.join(work, "progress"))
 
 
+def _clear_torn_names(output: str, ours: Iterable[str]) -> None:
+    known = set(ours)
+    for name in os.listdir(output) if storage.is_local(output) else []:
+        if _is_torn(name, known):
+            storage.delete(storage.join(output, name))
+
+
 def _clear(job: Job, work: str | None, ours: Iterable[str]) -> None:
+    _clear_torn_names(job.output, ours)
     for name in ours:
         if name != WORK_FOLDER:
             storage.delete(storage.join(job.output, name))
-    # The lock is held, and a Hub tokenizer has just been put there.
-    keep = {job.tokenizer.location, os.path.join(work, _LOCK)} if work else set()
+    # The lock is held, the claim says what is being deleted, and a Hub tokenizer has just been put there.
+    keep = {job.tokenizer.location, *(os.path.join(work, name) for name in (_LOCK, _CLAIM))} if work else set()
     for found in storage.list_files(work) if work else []:
         if found.path not in keep and os.path.abspath(found.path) not in keep:
             storage.delete(found.path)

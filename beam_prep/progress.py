@@ -53,7 +53,8 @@ def _counters(work: str) -> np.ndarray:
             folder = os.path.join(work, "progress")
             os.makedirs(folder, exist_ok=True)
             with open(os.path.join(folder, str(os.getpid())), "w+b") as file:
-                file.truncate(8 * len(_FIELDS))
+                file.write(bytes(8 * len(_FIELDS)))  # a page without a place on a full disk would kill the process
+                file.flush()
                 _maps[key] = np.frombuffer(mmap.mmap(file.fileno(), 0), np.int64)
         return _maps[key]
 

@@ -1,32 +1,42 @@
 """Resume: what a killed run had finished is found again by the next one.
 
 Beside each finished run of tokenized documents, and for each finished shard, lies a small record in the work folder. It
-is written last and appears at once, so that what has a record is whole; everything else is done again. Where runs and
-shards begin and end follows from the input and the configuration alone, and the work folder belongs to one fingerprint,
-so that old and new work fit together.
+is written last and appears at once, so that what has a record is whole; everything else is done again. The work folder
+belongs to one fingerprint. What comes out does not depend on where runs begin and end; but each run must begin where
+the one before it ends, and says so.
 
 Spilled tokens are not forced to the disk. After a power cut (another boot of the machine) a record is therefore only
 believed if the files hash to what it says.
+
+When a shard has its record, the spilled tokens that it was made of are given back (`shards.give_back`). A shard that is
+lost after that can only be made again from its documents; see `check_shards`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import xxhash
 
 from beam_prep import storage
-from beam_prep.carrier import Carrier, FileSlice
+from beam_prep.carrier import Carrier, FileSlice, Payload
 from beam_prep.runs import Run, run_digest, run_name
 from beam_prep.shards import ShardRecord
 from beam_prep.sources import Position
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_START = Position(0, 0)
+_PAYLOADS = ("entries", "tokens", "files", "rejects")
+_FORMAT = 1
+"""Of the records; one of another format is none."""
+_HASH_BYTES = 8
+_READ_BYTES = 4 << 20
 
 
 class FinishedRun(NamedTuple):
@@ -38,10 +48,12 @@ class FinishedRun(NamedTuple):
     """Whether the unit ends with this run."""
 
 
-class _Kept(NamedTuple):
-    content: Any
-    boot: str | None
+class _KeptRun(NamedTuple):
+    finished: FinishedRun
+    begin: Position
     digest: str
+    trusted: bool
+    """Whether it was written since the machine was started."""
 
 
 @cache
@@ -54,82 +66,175 @@ def _boot() -> str | None:
 
 
 def keep_run(carrier: Carrier, finished: FinishedRun, digest: str) -> None:
-    """Notes that a run is whole, and checked. Does nothing without a work folder. `digest`: see `run_digest`."""
-    if carrier.work is not None:
-        _keep(_run_record(carrier.work, finished.run.name), finished, digest)
+    """Notes that a run is whole, and checked. Does nothing without a work folder.
+
+    Args:
+      digest: see `run_digest`.
+    """
+    if carrier.work is None:
+        return
+    unit, _, number = finished.run.name.rpartition("-")
+    begin = _START
+    if int(number):
+        before = _load_run(carrier.work, f"{unit}-{int(number) - 1:05d}")
+        if before is None:
+            return  # nobody could say that this run follows it
+        begin = before.finished.end
+    _keep_run(carrier.work, _KeptRun(finished, begin, digest, True))
 
 
 def finished_runs(carrier: Carrier, source: int, unit: str) -> list[FinishedRun]:
-    """The runs of a unit that an earlier attempt finished: its first ones, without a gap."""
+    """The runs of a unit that an earlier attempt finished: its first ones, each where the one before it ends."""
     found: list[FinishedRun] = []
     if carrier.work is None:
         return found
+    begin = _START
     while True:
-        record = _load(_run_record(carrier.work, run_name(source, unit, len(found))))
-        if record is None:
+        kept = _load_run(carrier.work, run_name(source, unit, len(found)))
+        if kept is None or kept.begin != begin:
             return found
-        content, boot, digest = record
-        run, end, last = content
-        finished = FinishedRun(Run(*run), Position(*end), last)
-        payloads = (finished.run.tokens, finished.run.files, finished.run.rejects, finished.run.entries)
-        if not all(_is_there(payload) for payload in payloads):
+        run, end, last = kept.finished
+        if not all(_is_there(getattr(run, name)) for name in _PAYLOADS):
             return found
-        if (boot is None or boot != _boot()) and run_digest(finished.run) != digest:
-            return found
-        found.append(finished)
+        if not kept.trusted:
+            if run_digest(run) != kept.digest:
+                return found
+            _keep_run(carrier.work, kept)
+        found.append(kept.finished)
         if last:
             return found
+        begin = end
 
 
-def keep_shard(carrier: Carrier, record: ShardRecord) -> None:
-    """Notes that a shard and its sidecar are on disk. Does nothing without a work folder."""
+def keep_shard(carrier: Carrier, record: ShardRecord, folder: str) -> None:
+    """Notes that a shard and its sidecar are on disk below `folder`. Does nothing without a work folder."""
     if carrier.work is not None:
-        _keep(_shard_record(carrier.work, record.output, record.bucket), record, "")
+        content = {"boot": _boot(), "record": list(record), "changed": _changed(record, folder)}
+        _keep(_shard_record(carrier.work, record.output, record.bucket), content)
 
 
 def finished_shard(carrier: Carrier, output: int, bucket: int, folder: str) -> ShardRecord | None:
     """The record of a shard that an earlier attempt finished below `folder`, if it still is as it was."""
     kept = None if carrier.work is None else _load(_shard_record(carrier.work, output, bucket))
-    if kept is None:
+    return None if kept is None else _intact(carrier, kept, folder)
+
+
+def check_shards(carrier: Carrier, folders: Sequence[str]) -> int:
+    """Looks at all finished shards, before a run goes on; returns how many are not as they were.
+
+    If there are any, all finished runs are forgotten: spilled tokens that a shard was made of may be given back.
+
+    Args:
+      folders: of the outputs.
+    """
+    if carrier.work is None:
+        return 0
+    lost = []
+    for found in storage.list_files(os.path.join(carrier.work, "shards")):
+        kept = _load(found.path)
+        number = -1 if kept is None else kept["record"][0]
+        if kept is None or number >= len(folders) or _intact(carrier, kept, folders[number]) is None:
+            lost.append(found.path)
+    # The runs first: without a shard's record nobody knows that its tokens may be gone.
+    runs = storage.list_files(os.path.join(carrier.work, "runs")) if lost else []
+    for path in [*(found.path for found in runs if found.path.endswith(_RUN)), *lost]:
+        storage.delete(path)
+    return len(lost)
+
+
+def _intact(carrier: Carrier, kept: dict[str, Any], folder: str) -> ShardRecord | None:
+    values = [tuple(value) if isinstance(value, list) else value for value in kept["record"]]
+    record = ShardRecord(*values)
+    changed = _changed(record, folder)
+    if changed is None:
         return None
-    record = ShardRecord(*kept.content)
+    if kept["boot"] is not None and kept["boot"] == _boot() and kept["changed"] == changed:
+        return record
     tokens, documents = storage.join(folder, record.path), storage.join(folder, record.documents_path)
-    if storage.size(tokens) != record.bytes or storage.size(documents) is None:
+    if (_sha256(tokens), _sha256(documents)) != (record.sha256, record.documents_sha256):
         return None
-    trusted = kept.boot is not None and kept.boot == _boot()
-    if not trusted and (_sha256(tokens), _sha256(documents)) != (record.sha256, record.documents_sha256):
-        return None
+    keep_shard(carrier, record, folder)
     return record
 
 
+def _changed(record: ShardRecord, folder: str) -> list[float] | None:
+    """When a shard's files were changed last; None if one is missing or of another size."""
+    tokens = storage.find(storage.join(folder, record.path))
+    documents = storage.find(storage.join(folder, record.documents_path))
+    if tokens is None or documents is None or tokens.size != record.bytes:
+        return None
+    return [tokens.modified, documents.modified]
+
+
+_RUN, _SHARD = ".run", ".shard"
+
+
 def _run_record(work: str, name: str) -> str:
-    return os.path.join(work, "runs", f"{name}.run")
+    return os.path.join(work, "runs", f"{name}{_RUN}")
 
 
 def _shard_record(work: str, output: int, bucket: int) -> str:
-    return os.path.join(work, "shards", f"{output}-{bucket:06d}.shard")
+    return os.path.join(work, "shards", f"{output}-{bucket:06d}{_SHARD}")
 
 
-def _keep(path: str, content: Any, digest: str) -> None:
-    data = pickle.dumps(tuple(_Kept(tuple(content), _boot(), digest)))
+def _keep_run(work: str, kept: _KeptRun) -> None:
+    run, end, last = kept.finished
+    fields = run._asdict()
+    # Relative to the work folder, which may be moved together with the output.
+    fields.update({name: _relative(fields[name], work) for name in _PAYLOADS})
+    content = {
+        "boot": _boot(),
+        "digest": kept.digest,
+        "begin": list(kept.begin),
+        "end": list(end),
+        "last": last,
+        "run": fields,
+    }
+    _keep(_run_record(work, run.name), content)
+
+
+def _load_run(work: str, name: str) -> _KeptRun | None:
+    content = _load(_run_record(work, name))
+    if content is None:
+        return None
+    fields = content["run"]
+    for payload in _PAYLOADS:
+        path, offset, size = fields[payload]
+        fields[payload] = FileSlice(os.path.join(work, path), offset, size)
+    finished = FinishedRun(Run(**fields), Position(*content["end"]), content["last"])
+    trusted = content["boot"] is not None and content["boot"] == _boot()
+    return _KeptRun(finished, Position(*content["begin"]), content["digest"], trusted)
+
+
+def _relative(payload: Payload, work: str) -> list[Any]:
+    assert isinstance(payload, FileSlice), "a work folder means files"
+    return [os.path.relpath(payload.path, work), payload.offset, payload.size]
+
+
+def _keep(path: str, content: dict[str, Any]) -> None:
+    data = orjson.dumps({"format": _FORMAT, **content})
     with storage.write_atomic(path, durable=False) as file:
         file.write(xxhash.xxh3_64_digest(data) + data)
 
 
-def _load(path: str) -> _Kept | None:
+def _load(path: str) -> dict[str, Any] | None:
     try:
-        data = Path(path).read_bytes()
-    except OSError:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
         return None
-    if len(data) < 8 or xxhash.xxh3_64_digest(data[8:]) != data[:8]:
+    if xxhash.xxh3_64_digest(data[_HASH_BYTES:]) != data[:_HASH_BYTES]:
         return None
-    return _Kept(*pickle.loads(data[8:]))
+    content = orjson.loads(data[_HASH_BYTES:])
+    return content if content["format"] == _FORMAT else None
 
 
-def _is_there(payload: Any) -> bool:
+def _is_there(payload: Payload) -> bool:
     return isinstance(payload, FileSlice) and storage.size(payload.path) == payload.offset + payload.size
 
 
 def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with storage.open_read(path) as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

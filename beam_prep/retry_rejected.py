@@ -19,7 +19,7 @@ from beam_prep.job import Source
 from beam_prep.reading import RecordBatch
 from beam_prep.rejected import REJECTED_FOLDER
 from beam_prep.templates import compile_template
-from beam_prep.transform import Transformer, compile_transformer, transform_batch
+from beam_prep.transform import TOO_LONG, Transformer, compile_transformer, transform_batch
 
 CALL_FILE = "run.json"
 """Beside the outputs: how the run was called (`configuration`)."""
@@ -109,6 +109,10 @@ def _retry_one(letter: dict, source: int, transformer: Transformer, result: Retr
     raw = letter["raw"].encode() if "raw" in letter else base64.b64decode(letter["raw_base64"])
     result.letters += 1
     result.before[letter["reason"]] += 1
+    if letter["reason"] == TOO_LONG:  # only its beginning is here
+        result.rejected[TOO_LONG] += 1
+        result.first.setdefault(TOO_LONG, f"{letter['file']}, byte {letter['offset']}: {letter['message']}")
+        return
     offsets = np.array([letter["offset"]], np.uint64)
     batch = transform_batch(RecordBatch(source, "", True, 0, letter["file"], [raw], offsets), transformer)
     result.rendered += batch.tally.rendered

@@ -30,6 +30,8 @@ ENTRY = np.dtype(
 """One document of a run, 44 bytes."""
 
 _GATHER_BYTES = 4 << 20
+_REJECT_BYTES = 400
+"""What a rejected record takes beside itself, about."""
 
 
 class Run(NamedTuple):
@@ -76,7 +78,7 @@ class RunBuilder:
         self._rejects: list[Rejected] = []
         self._tally = Tally()
         self._hash = xxhash.xxh3_128()
-        self.token_bytes = 0
+        self.token_bytes = self.reject_bytes = 0
 
     @property
     def digest(self) -> str:
@@ -108,6 +110,7 @@ class RunBuilder:
             self._files[batch.file] = batch.path
         self._rejects += batch.rejects
         self.token_bytes += 4 * int(rows["tokens"].sum())
+        self.reject_bytes += sum(len(reject.raw) + _REJECT_BYTES for reject in batch.rejects)
 
     def _documents(self, batch: DocumentBatch, ids: memoryview, bounds: list[int]) -> list[bytes | memoryview]:
         """The ids of each document, control tokens in their places, without the separator."""

@@ -72,13 +72,8 @@ def write_shard(
 
     size = shard.sequences * context_length * 4
     padding = size // 4 - int(spans["length"].sum(dtype=np.int64))
-    path = storage.join(folder, tokens_path)
-    if shard.blocks and all(block.once for block in shard.blocks) and storage.size(path) == size:
-        # An earlier attempt finished this very shard, and gave back the tokens that it was made of.
-        digest = _sha256(path)
-    else:
-        digest = _write_tokens(path, shard_bytes(spans, rows, row_blocks, shard, context_length, eod))
-    release_written(shard, spans, rows, row_blocks)
+    chunks = shard_bytes(spans, rows, row_blocks, shard, context_length, eod)
+    digest = _write_tokens(storage.join(folder, tokens_path), chunks)
 
     sources = np.array([block.source for block in shard.blocks], np.int64)[row_blocks]
     table = documents_table(spans, rows, row_blocks, sources, shard, names)
@@ -111,6 +106,13 @@ def write_shard(
     )
 
 
+def give_back(shard: PackedShard) -> None:
+    """Gives back the spilled tokens that a shard was made of. Only when a later attempt is sure to find the shard."""
+    rows = np.frombuffer(carriers.load(shard.rows), PLACED)
+    row_blocks = np.frombuffer(carriers.load(shard.row_blocks), np.int64)
+    release_written(shard, shard_spans(shard), rows, row_blocks)
+
+
 def _write_tokens(path: str, chunks: Iterator[bytes]) -> str:
     """Writes a file, its bytes made and hashed in another thread; returns their sha256."""
     digest = hashlib.sha256()
@@ -122,14 +124,6 @@ def _write_tokens(path: str, chunks: Iterator[bytes]) -> str:
 
     with storage.write_atomic(path) as file:
         storage.write_through(file, prefetch(hashed))
-    return digest.hexdigest()
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_read(path) as file:
-        while chunk := file.read(_WRITE_BYTES):
-            digest.update(chunk)
     return digest.hexdigest()
 
 

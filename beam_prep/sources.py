@@ -9,12 +9,13 @@ from typing import NamedTuple
 import xxhash
 
 from beam_prep import storage
-from beam_prep.errors import ConfigError
+from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.parquet import is_parquet, row_group_bytes
 
 UNIT_BYTES = 64 << 20
 """Stored bytes of a unit: large enough that per-unit costs vanish, small enough to spread and to do again."""
 MIN_UNIT_BYTES = 8 << 20
+_CHECK = "check the path and the pattern"
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -38,6 +39,10 @@ class Span(NamedTuple):
     start: int
     end: int
     """-1: to the end of the file."""
+    size: int = -1
+    """Stored bytes of the file when it was matched; -1: not known."""
+    modified: float = 0.0
+    """When it was changed last, seconds since the epoch; 0: not known."""
 
 
 class Position(NamedTuple):
@@ -63,13 +68,22 @@ def match_source(name: str, patterns: Sequence[str]) -> list[InputFile]:
     A file that several patterns match is one file, however they spell its path.
 
     Raises:
-      ConfigError: a pattern matches nothing, or a file whose name cannot be written down.
+      ConfigError: a pattern matches nothing, something that is no file (a pipe, a link to nothing), or a file whose
+        name cannot be written down.
     """
     found: dict[str, storage.Found] = {}
     for pattern in patterns:
-        matched = storage.match(pattern)
+        try:
+            matched = storage.match(pattern)
+        except BeamPrepError as error:
+            raise ConfigError(f"dataset {name!r}: input {pattern!r}: {error.message}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(f"dataset {name!r}: input {pattern!r} cannot be looked up: {reason}") from None
         if not matched:
-            raise ConfigError(f"dataset {name!r}: input {pattern!r} matches no file; check the path and the pattern")
+            is_folder = storage.is_local(pattern) and os.path.isdir(pattern)
+            advice = f"it is a folder: {storage.join(pattern, '*.jsonl')}, say" if is_folder else _CHECK
+            raise ConfigError(f"dataset {name!r}: input {pattern!r} matches no file; {advice}")
         for file in matched:
             found.setdefault(os.path.abspath(file.path) if storage.is_local(file.path) else file.path, file)
     for path in found:
@@ -119,7 +133,7 @@ def split_source(source: int, files: Sequence[InputFile], unit_bytes: int | None
             if spans and filled + weight > target * 1.25:
                 yield _unit(source, spans)
                 spans, filled = [], 0
-            spans.append(Span(file.number, file.path, start, end))
+            spans.append(Span(file.number, file.path, start, end, file.size, file.modified))
             filled += weight
     if spans:
         yield _unit(source, spans)

@@ -1,16 +1,25 @@
-"""Files anywhere: local paths by the operating system, everything else through Beam's FileSystems."""
+"""Files anywhere: local paths by the operating system, everything else through Beam's FileSystems.
+
+Calls that fail for a passing reason are tried again (`retries`); what is left is a clear error that names the path. A
+file that is missing, or may not be read, is the caller's to explain: that stays an `OSError`.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from contextlib import contextmanager, suppress
+from stat import S_ISREG
+from typing import Any, BinaryIO, NamedTuple
 
 from beam_prep.errors import BeamPrepError
+from beam_prep.local_match import local_match, why_no_file
+from beam_prep.retries import attempt, attempt_change
 
 TEMPORARY = ".tmp"
 """Ending of files that are being written; see `write_atomic`."""
@@ -42,25 +51,49 @@ def _file_systems():
     return FileSystems
 
 
+def _uncompressed() -> dict[str, Any]:
+    from apache_beam.io.filesystem import CompressionTypes
+
+    return {"compression_type": CompressionTypes.UNCOMPRESSED}
+
+
 def match(pattern: str) -> list[Found]:
-    """The files that match a glob pattern, sorted by path; an empty list if there are none."""
-    if is_local(pattern) and os.path.isfile(pattern):  # a name that holds glob characters is itself first
-        stat = os.stat(pattern)
-        return [Found(pattern, stat.st_size, stat.st_mtime)]
-    (result,) = _file_systems().match([pattern])
-    found = [Found(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0) for m in result.metadata_list]
+    """The files that match a glob pattern, sorted by path; an empty list if there are none.
+
+    Raises:
+      BeamPrepError: something matches that is no file, such as a pipe or a link to nothing; folders are left out.
+    """
     if is_local(pattern):
-        found = [f for f in found if os.path.isfile(f.path)]
+        itself = find(pattern)
+        if itself is not None:  # a name that holds glob characters is itself first
+            return [itself]
+        return [_regular(path) for path in attempt("list", pattern, lambda: local_match(pattern))]
+    (result,) = attempt("list", pattern, lambda: _file_systems().match([pattern]))
+    found = [Found(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0) for m in result.metadata_list]
     return sorted(found)
 
 
-def open_read(path: str) -> BinaryIO:
-    """The bytes of a file as they are stored (never decompressed)."""
-    if is_local(path):
-        return open(path, "rb", buffering=0)
-    from apache_beam.io.filesystem import CompressionTypes
+def _regular(path: str) -> Found:
+    found = find(path)
+    if found is None:
+        reason = why_no_file(path) or "is gone"
+        raise BeamPrepError(f"{path}: {reason}; take it away, mend it, or choose a pattern that does not match it")
+    return found
 
-    return _file_systems().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+def find(path: str) -> Found | None:
+    """The file of that name, or None if there is none."""
+    if is_local(path):
+        stat = _stat(path)
+        return None if stat is None or not S_ISREG(stat.st_mode) else Found(path, stat.st_size, stat.st_mtime)
+    if not exists(path):
+        return None
+    return next((found for found in match(path) if found.path == path), None)
+
+
+def open_read(path: str) -> BinaryIO:
+    """The bytes of a file as they are stored (never decompressed). A read that fails goes on where it was."""
+    return _LocalReader(path) if is_local(path) else _RemoteReader(path)  # type: ignore[return-value]
 
 
 def read_bytes(path: str) -> bytes:
@@ -72,20 +105,45 @@ def read_bytes(path: str) -> bytes:
     return b"".join(parts)
 
 
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size) of a file.
+
+    Raises:
+      OSError: the file is shorter.
+    """
+    with open_read(path) as file:
+        file.seek(offset)
+        data = file.read(size)
+        while len(data) < size:  # one read returns at most 2 GiB
+            more = file.read(size - len(data))
+            if not more:
+                raise OSError(f"{path}: ends before byte {offset + size}")
+            data += more
+    return data
+
+
 def exists(path: str) -> bool:
     """Whether there is a file (or local folder) of that name."""
     if is_local(path):
-        return os.path.exists(path)
-    return _file_systems().exists(path)
+        return _stat(path) is not None
+    return attempt("look up", path, lambda: _file_systems().exists(path))
 
 
 def size(path: str) -> int | None:
     """Bytes of a file, or None if there is none."""
-    if is_local(path):
-        return os.stat(path).st_size if os.path.isfile(path) else None
-    if not _file_systems().exists(path):
+    found = find(path)
+    return None if found is None else found.size
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return attempt("look up", path, lambda: os.stat(path))
+    except ValueError:  # a NUL in it
         return None
-    return next(found.size for found in match(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise
 
 
 @contextmanager
@@ -93,26 +151,166 @@ def write_atomic(path: str, durable: bool = True) -> Iterator[BinaryIO]:
     """A file that appears under its name only when it is complete, whoever else writes the same one.
 
     Locally: a temporary name beside it, fsync (if `durable`), rename. An object store shows an object on close.
+
+    Raises:
+      BeamPrepError: it cannot be written; names it, and says why.
     """
     if not is_local(path):
-        from apache_beam.io.filesystem import CompressionTypes
-
-        with _file_systems().create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with _remote_file(path) as file:
             yield file
         return
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    make_folder(os.path.dirname(path) or ".")
     temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
     try:
-        with open(temporary, "wb") as file:
+        raw = attempt_change("create", path, lambda: _LocalWriter(temporary, path))
+        with io.BufferedWriter(raw) as file:
             yield file
+            file.flush()
             if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+                # A page that could not be written is not kept for another try, so that there is none.
+                attempt_change("write to the disk", path, lambda: os.fsync(raw.fileno()), again=False)
+        attempt_change("rename", path, lambda: os.replace(temporary, path))
+        if durable:
+            _sync_folder(os.path.dirname(path) or ".")
     except BaseException:
-        if os.path.exists(temporary):
+        with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Has a new name reach the disk before the names that are written after it, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _remote_file(path: str) -> Iterator[BinaryIO]:
+    file = attempt_change("create", path, lambda: _file_systems().create(path, **_uncompressed()))
+    try:
+        yield _RemoteWriter(file, path)  # type: ignore[misc]
+        # What a stream has lost cannot be sent again; the step that writes it is.
+        attempt_change("write", path, file.close, again=False)
+    except BaseException:
+        with suppress(Exception):  # closing shows what is there, which is not the file
+            file.close()
+        with suppress(Exception):
+            _file_systems().delete([path])
+        raise
+
+
+class _LocalReader(io.FileIO):
+    """A file that is opened again where it was, if a read fails."""
+
+    def __init__(self, path: str):
+        self._path = path
+        attempt("open", path, lambda: io.FileIO.__init__(self, path, "rb"))
+
+    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+        return self._again(lambda: io.FileIO.read(self, -1 if size is None else size))
+
+    def readinto(self, buffer: Any) -> int:
+        return self._again(lambda: io.FileIO.readinto(self, buffer))
+
+    def _again(self, read: Any) -> Any:
+        position = self.tell()
+        return attempt("read", self._path, read, before_next=lambda: self._reopen(position))
+
+    def _reopen(self, position: int) -> None:
+        with suppress(OSError):  # then the next read fails again
+            descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            os.lseek(descriptor, position, os.SEEK_SET)
+            os.dup2(descriptor, self.fileno(), inheritable=False)
+            os.close(descriptor)
+
+
+class _LocalWriter(io.FileIO):
+    """A file whose errors name the path that it will have."""
+
+    def __init__(self, temporary: str, path: str):
+        super().__init__(temporary, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        return attempt_change("write", self._path, lambda: io.FileIO.write(self, data))
+
+
+class _RemoteReader(io.RawIOBase):
+    """A remote file that is opened again where it was, if a read fails."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._file: Any = attempt("open", path, self._open)
+
+    def _open(self) -> Any:
+        return _file_systems().open(self._path, **_uncompressed())
+
+    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+        """Up to `size` bytes."""
+        position = self._file.tell()
+        return attempt(
+            "read",
+            self._path,
+            lambda: self._file.read(-1 if size is None else size),
+            before_next=lambda: self._reopen(position),
+        )
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills a buffer from the beginning; returns how many bytes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _reopen(self, position: int) -> None:
+        with suppress(Exception):  # then the next read fails again
+            self._file.close()
+        with suppress(Exception):
+            self._file = self._open()
+            self._file.seek(position)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As everywhere."""
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self) -> int:
+        """As everywhere."""
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """As the file system says."""
+        return self._file.seekable()
+
+    def close(self) -> None:
+        """Closes the remote file too."""
+        if not self.closed:
+            with suppress(Exception):  # nothing was written
+                self._file.close()
+        super().close()
+
+
+class _RemoteWriter(io.RawIOBase):
+    """A remote file whose errors name it."""
+
+    def __init__(self, file: Any, path: str):
+        self._file, self._path = file, path
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Writes all of `data`."""
+        attempt_change("write", self._path, lambda: self._file.write(data), again=False)
+        return len(data)
 
 
 _WINDOW_BYTES = 16 << 20
@@ -131,7 +329,7 @@ def write_through(file: BinaryIO, chunks: Iterable[bytes]) -> None:
         written += len(chunk)
         if descriptor >= 0 and written - done >= _WINDOW_BYTES and hasattr(os, "posix_fadvise"):
             file.flush()
-            os.fdatasync(descriptor)
+            attempt_change("write to the disk", str(file.name), lambda: os.fdatasync(descriptor), again=False)
             os.posix_fadvise(descriptor, done, written - done, os.POSIX_FADV_DONTNEED)
             done = written
 
@@ -143,30 +341,78 @@ def write_bytes(path: str, parts: Iterable[bytes]) -> None:
             file.write(part)
 
 
+def make_folder(path: str) -> None:
+    """Makes a local folder and those above it, where they are missing.
+
+    Raises:
+      BeamPrepError: it cannot be made.
+    """
+    attempt_change("make the folder", path, lambda: os.makedirs(path, exist_ok=True))
+
+
+def sizes(folder: str, paths: Iterable[str]) -> dict[str, int | None]:
+    """Bytes of files below a folder, None where there is none. One listing where each look is a request."""
+    if is_local(folder):
+        return {path: size(join(folder, path)) for path in paths}
+    found = {file.path: file.size for file in list_files(folder)}
+    return {path: found.get(join(folder, path)) for path in paths}
+
+
 def list_files(folder: str) -> list[Found]:
     """Every file below a folder, sorted by path; paths begin with `folder`."""
     if not is_local(folder):
         return match(join(folder, "**"))
-    found = []
-    for base, _, names in os.walk(folder):
+    return attempt("list", folder, lambda: sorted(_walk(folder)))
+
+
+def _walk(folder: str) -> Iterator[Found]:
+    def failed(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    for base, _, names in os.walk(folder, onerror=failed):
         for name in names:
             path = os.path.join(base, name)
-            stat = os.stat(path)
-            found.append(Found(path, stat.st_size, stat.st_mtime))
-    return sorted(found)
+            with suppress(FileNotFoundError):  # deleted meanwhile, or a link to nowhere
+                stat = os.stat(path)
+                yield Found(path, stat.st_size, stat.st_mtime)
 
 
 def delete(path: str) -> None:
-    """Deletes a file or a folder with all that is in it; nothing happens if there is none."""
+    """Deletes a file or a folder with all that is in it; nothing happens if there is none.
+
+    Raises:
+      BeamPrepError: it cannot be deleted.
+    """
     if is_local(path):
-        if os.path.isdir(path):
-            shutil.rmtree(path)
-        elif os.path.exists(path):
-            os.unlink(path)
+        attempt_change("delete", path, lambda: _delete_local(path))
         return
     found = [f.path for f in list_files(path)] or ([path] if exists(path) else [])
     if found:
-        _file_systems().delete(found)
+        attempt_change("delete", path, lambda: _file_systems().delete(found))
+
+
+def _delete_local(path: str) -> None:
+    with suppress(FileNotFoundError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def require_temporary_folder() -> None:
+    """Checks that the system's folder for temporary files can be used, which runners do.
+
+    Raises:
+      BeamPrepError: it cannot.
+    """
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix="beam-prep-"))
+    except OSError as error:
+        where = f"{os.path.dirname(error.filename)}: " if error.filename else ""
+        raise BeamPrepError(
+            f"{where}no temporary folder can be used ({error.strerror or error}); set TMPDIR to one that can be written"
+        ) from None
 
 
 def require_writable(folder: str) -> None:
@@ -177,11 +423,13 @@ def require_writable(folder: str) -> None:
     """
     if not is_local(folder):
         return
+    probe = os.path.join(folder, f".probe-{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
-        os.makedirs(folder, exist_ok=True)
-        probe = os.path.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
-        with open(probe, "wb"):
-            pass
-        os.unlink(probe)
+        attempt("make the folder", folder, lambda: os.makedirs(folder, exist_ok=True))
+        attempt("create", probe, lambda: open(probe, "wb").close())
+        attempt("delete", probe, lambda: os.unlink(probe))
     except OSError as error:
         raise BeamPrepError(f"output {folder}: cannot be written ({error.strerror}); choose another --output") from None
+    finally:
+        with suppress(OSError):
+            os.unlink(probe)

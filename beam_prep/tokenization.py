@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_prep.carrier import Carrier
+from beam_prep.errors import BeamPrepError
 from beam_prep.parity import ParityCheck, document_name
 from beam_prep.resume import FinishedRun, finished_runs, keep_run
 from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces, run_name
@@ -143,7 +144,7 @@ class Tokenization:
         if self._parity is not None and pieces:
             self._sample(batch, pieces, ids, bounds)
         self._builder.add(batch, self._limits[batch.source], ids, bounds)
-        if batch.last or self._builder.token_bytes >= self._run_bytes:
+        if batch.last or self._builder.token_bytes + self._builder.reject_bytes >= self._run_bytes:
             self._close(batch)
 
     def _open(self, batch: DocumentBatch) -> bool:
@@ -151,6 +152,8 @@ class Tokenization:
         if batch.unit != self._unit:
             self._unit, self._number = batch.unit, batch.finished
             finished = finished_runs(self._carrier, batch.source, batch.unit)[: batch.finished]
+            if len(finished) != batch.finished:
+                raise BeamPrepError(f"{self._carrier.work}: a finished run has gone while it was used; start again")
             self._resumed += [f.run for f in finished]
             if finished and finished[-1].last:
                 return False

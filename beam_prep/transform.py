@@ -14,12 +14,17 @@ import orjson
 
 from beam_prep.config import MIN_CHARS_FOR_LONG, FieldFilter, Filter
 from beam_prep.ledger import Tally
+from beam_prep.lines import MAX_RECORD_BYTES, CutLine, line_size
 from beam_prep.reading import START, RecordBatch
 from beam_prep.sources import Position
 from beam_prep.templates import Context, Document, Filtered, Reject, Renderer, Segments, lookup
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_INT_DIGITS = 4000  # Python refuses to parse longer ones
+_MEMBER = re.compile(r'"(?:[^"\\]|\\.)*"\s*:')
+"""How a line of a pretty-printed record begins."""
+TOO_LONG = "too_long"
+"""Reason of lines of which only the beginning is there."""
 
 
 class Rejected(NamedTuple):
@@ -110,14 +115,21 @@ def parse_record(line: bytes) -> dict:
     """One line as a JSON object.
 
     Raises:
-      Reject: invalid_utf8, invalid_json, lone_surrogate or not_an_object.
+      Reject: too_long, invalid_utf8, invalid_json, lone_surrogate or not_an_object.
     """
+    if isinstance(line, CutLine):
+        raise Reject(
+            TOO_LONG,
+            f"the line has {line.size:,} bytes, more than the {MAX_RECORD_BYTES:,} that a record may have; its "
+            f"beginning is kept; if it is a whole file without line feeds, write one record a line",
+        )
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         value = _parse_unusual(line)
     if type(value) is not dict:
-        raise Reject("not_an_object", f"the row is JSON, but not an object: {line[:60]!r}")
+        hint = "; write each of its items on a line of its own" if _holds_records(value) else ""
+        raise Reject("not_an_object", f"the row is JSON, but not an object: {line[:60]!r}{hint}")
     return value
 
 
@@ -140,10 +152,24 @@ def _parse_unusual(line: bytes) -> Any:
     except RecursionError:
         raise Reject("invalid_json", "nested too deeply") from None
     except ValueError as error:
-        raise Reject("invalid_json", str(error)) from None
+        raise Reject("invalid_json", f"{error}{_layout_hint(text)}") from None
     if _SURROGATE.search(shown):
         raise Reject("lone_surrogate", "the row holds half a surrogate pair, which is no character")
     return value
+
+
+def _holds_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _layout_hint(text: str) -> str:
+    """What may be wrong with the whole file, if this line looks like a part of a record or of a list of records."""
+    text = text.strip()
+    if text in ("[", "]") or text.startswith("[{") or (text.startswith("{") and text.endswith("},")):
+        return "; the file looks like a JSON array: `jq -c '.[]' FILE` writes one record a line"
+    if text in ("{", "}", "},") or _MEMBER.match(text):
+        return "; the file looks pretty-printed, a record over several lines: `jq -c . FILE` writes one a line"
+    return ""
 
 
 def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBatch:
@@ -163,11 +189,14 @@ def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBat
     loads, reject_error = orjson.loads, orjson.JSONDecodeError
 
     for index, line in enumerate(batch.lines):
+        if not line:
+            tally.blank_lines += 1
+            continue
         try:
             try:
                 record = loads(line)
             except reject_error:
-                if not line or line.isspace():
+                if line.isspace() and not isinstance(line, CutLine):
                     tally.blank_lines += 1
                     continue
                 record = parse_record(line)
@@ -189,6 +218,7 @@ def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBat
             continue
         except Exception as error:  # a template or a user's function that fails on one row must not stop the run
             rejects.append(_rejected(error, batch.path, int(batch.offsets[index]), line))
+            tally.bytes += line_size(line) - len(line)
             tally.rejected[rejects[-1].reason] += 1
             continue
         documents.append(document)

@@ -7,18 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from beam_prep import storage
 from beam_prep.errors import ConfigError
 from beam_prep.findings import Finding
-from beam_prep.index import FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS
+from beam_prep.index import FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, difference, index_files
 
 if TYPE_CHECKING:
     from beam_prep.manifest import OutputEntry
-
-_ROWS = 1 << 20
-"""Entries that are made at a time; 24 bytes each."""
 
 
 def view_folder(length: int) -> str:
@@ -114,24 +109,9 @@ def write_output_view(output: str, name: str, entry: OutputEntry, length: int) -
 
 def _files(
     paths: Sequence[str], sequences: Sequence[int], context_length: int, length: int
-) -> dict[str, Iterable[bytes]]:
-    """The files of a view by name, in the order in which they are written; each in pieces."""
-    counts = [count * (context_length // length) for count in sequences]
-    return {
-        FILE_LOCATION: ["".join(f"{path}\n" for path in paths).encode()],
-        SAMPLE_LOCATIONS: _locations(counts, 4 * length),
-    }
-
-
-def _locations(counts: Sequence[int], sample_bytes: int) -> Iterator[bytes]:
-    """`index.sample_locations` in pieces: a view has many times the entries of the index beside it."""
-    for number, count in enumerate(counts):
-        for first in range(0, count, _ROWS):
-            rows = np.empty((min(_ROWS, count - first), 3), "<u8")
-            rows[:, 0] = number
-            rows[:, 1] = np.arange(first, first + len(rows), dtype=np.uint64) * np.uint64(sample_bytes)
-            rows[:, 2] = sample_bytes
-            yield rows.tobytes()
+) -> dict[str, Iterator[bytes]]:
+    """The files of a view by name, in the order in which they are written; each in parts."""
+    return index_files(paths, [count * (context_length // length) for count in sequences], 4 * length)
 
 
 def view_lengths(name: str, paths: Iterable[str]) -> list[int]:
@@ -170,37 +150,8 @@ def check_views(
         )
         for file, parts in files.items():
             place = f"{name}/{view_folder(length)}/{file}"
-            problem = _problem(storage.join(output, place), parts)
+            problem = difference(storage.join(output, place), parts)
             if problem is not None:
                 remedy = f"`beam-prep view OUT --context-length {length}` writes it again"
                 findings.append(Finding(place, f"{problem}; {remedy}"))
     return findings
-
-
-def _problem(path: str, parts: Iterable[bytes]) -> str | None:
-    """What is wrong with a file that should hold `parts`."""
-    if storage.size(path) is None:
-        return "is missing"
-    at = 0
-    with storage.open_read(path) as file:
-        for part in parts:
-            found = _read(file, len(part))
-            if found != part:
-                if len(found) < len(part) and part.startswith(found):
-                    return f"ends after {at + len(found):,} bytes, but the shards need more"
-                size = min(len(found), len(part))
-                differs = np.frombuffer(found, np.uint8, size) != np.frombuffer(part, np.uint8, size)
-                return f"differs from what the shards need at byte {at + int(np.argmax(differs))}"
-            at += len(part)
-        if file.read(1):
-            return f"goes on after the {at:,} bytes that the shards need"
-    return None
-
-
-def _read(file, size: int) -> bytes:
-    """So many bytes, or what is left of a file."""
-    parts, missing = [], size
-    while missing and (part := file.read(missing)):
-        parts.append(part)
-        missing -= len(part)
-    return b"".join(parts)

@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from beam_prep import reading
+from beam_prep import compression
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.reading import prefetch, read_span, read_unit, split_lines
 from beam_prep.sources import InputFile, Span, Unit, is_compressed, match_source, signature, split_source
@@ -67,17 +67,21 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], No
     """Sets how many bytes are read at a time."""
 
     def set_bytes(size: int) -> None:
-        monkeypatch.setattr(reading, "CHUNK_BYTES", size)
-        monkeypatch.setattr(reading, "_SLICE_BYTES", max(1, size // 2))
+        monkeypatch.setattr(compression, "CHUNK_BYTES", size)
+        monkeypatch.setattr(compression, "_SLICE_BYTES", max(1, size // 2))
 
     yield set_bytes
 
 
-_contents = st.lists(
-    st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r", BOM, b"\xe2\x80\xa8", b"\xff", b"\0", b"{}", b"abc", b" "])
-    | st.binary(max_size=12),
-    max_size=24,
-).map(b"".join)
+_contents = (
+    st.lists(
+        st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r", BOM, b"\xe2\x80\xa8", b"\xff", b"\0", b"{}", b"abc", b" "])
+        | st.binary(max_size=12),
+        max_size=24,
+    )
+    .map(b"".join)
+    .filter(lambda content: compression.recognise(content) is None)
+)
 
 
 class TestRanges:
@@ -151,7 +155,6 @@ class TestLines:
             (BOM + BOM + b"a\n", [(3, BOM + b"a")]),
             (b"a\n" + BOM + b"b", [(0, b"a"), (2, BOM + b"b")]),
             (b"\xef\xbb", [(0, b"\xef\xbb")]),
-            (b"\xff\xfe\n\0", [(0, b"\xff\xfe"), (3, b"\0")]),
         ],
     )
     def test_content(self, tmp_path: Path, ending: str, content: bytes, expected: Lines) -> None:
@@ -194,7 +197,7 @@ class TestCompressed:
     def test_more_than_one_chunk(self, tmp_path: Path, ending: str) -> None:
         numbers = random.Random(0)
         content = b"".join(b"%d\n" % numbers.getrandbits(200) for _ in range(60_000))
-        assert len(content) > 1.5 * reading.CHUNK_BYTES
+        assert len(content) > 1.5 * compression.CHUNK_BYTES
         half = content.index(b"\n", len(content) // 2) + 5
         path = tmp_path / f"a{ending.upper()}"
         path.write_bytes(COMPRESS[ending](content[:half]) + COMPRESS[ending](content[half:]))
@@ -295,8 +298,7 @@ class TestCompressed:
         path.write_bytes(gzip.compress(b"0" * 255 + b"\n") * 1000 + gzip.compress((b"0" * 255 + b"\n") * 100_000))
         sizes = [sum(map(len, lines)) for lines, _ in read_span(Span(0, str(path), 0, -1))]
         assert sum(sizes) == 101_000 * 255
-        # What a slice of stored bytes unfolds to is the least that can be handed on at once.
-        assert max(sizes) < reading.CHUNK_BYTES + 1032 * reading._SLICE_BYTES
+        assert max(sizes) <= 3 * compression.CHUNK_BYTES
 
 
 class TestFiles:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from results import manifest_of, sequences_by_forager
 
-from beam_prep import balance, views
+from beam_prep import balance, index
 from beam_prep.cli import cli
 from beam_prep.config import load_config
 from beam_prep.errors import ConfigError
@@ -116,7 +116,7 @@ def test_against_the_index_of_shorter_sequences(
     """A view is the index of an output that had been packed so, in whatever pieces it is written."""
     paths = [f"tokenized-samples/part-{n}.bin" for n in range(len(counts))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views, "_ROWS", rows)
+        patch.setattr(index, "_ROWS", rows)
         assert write_view(str(tmp_path), paths, counts, length * times, length) == sum(counts) * times
     found_paths, found = read_index(str(tmp_path), f"index-{length}")
     assert found_paths == paths
