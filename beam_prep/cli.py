@@ -266,7 +266,7 @@ def inspect(ctx: click.Context, out: str, sequence: int | None, output: str | No
 
 @cli.command()
 @click.argument("out")
-@click.option("--quick", is_flag=True, help="Sizes, index and ledger only; reads no tokens.")
+@click.option("--quick/--full", help="Sizes, index and ledger only; reads no tokens.  [default: full]")
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 @debug_option
 @click.pass_context
@@ -303,6 +303,94 @@ def verify(ctx: click.Context, out: str, quick: bool, as_json: bool) -> None:
         spent = duration(time.monotonic() - begin)
         click.echo(f"ok: {out}: {sequences:,} sequences, {tokens:,} tokens; verified {what} in {spent}")
     ctx.exit(1 if findings else 0)
+
+
+# Unknown options pass, so that -1 is a number.
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("out")
+@click.argument("number", type=int, required=False, metavar="[N]")
+@click.option("--output", metavar="NAME", help="train, S1/train …  [default: the only one, or train; --find: all]")
+@click.option("--text", is_flag=True, help="Print the text of each document.")
+@click.option("--open", "open_", is_flag=True, help="Print the raw records, read from the inputs.")
+@click.option("--full", is_flag=True, help="Print long texts and records whole.")
+@click.option("--find", "wanted", metavar="WHAT", help="A text, the id of a document, or FILE:OFFSET of a record.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="With --find; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+@click.pass_context
+def trace(
+    ctx: click.Context,
+    out: str,
+    number: int | None,
+    output: str | None,
+    text: bool,
+    open_: bool,
+    full: bool,
+    wanted: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Where sequence N of the output OUT comes from: its documents, their files, offsets and licences.
+
+    N counts from 0 over all shards, -1 is the last one. With --find instead of N: the sequences that hold a text
+    (exactly, within one document), a document or a record. Exit status 1 if nothing is found, or if --open finds a
+    record gone or changed.
+    """
+    _set_up(ctx)
+    from beam_prep import tables, trace_tables
+    from beam_prep import trace as tracing
+    from beam_prep.errors import ConfigError
+    from beam_prep.find import find, found_as_json
+    from beam_prep.inspection import choose_output, open_decoder
+    from beam_prep.manifest import read_manifest
+
+    if (number is None) == (wanted is None):
+        raise ConfigError("give the number of a sequence, or --find WHAT")
+    if wanted is not None and (text or open_):
+        raise ConfigError("--text and --open are for one sequence; give its number without --find")
+    manifest = read_manifest(out)
+    tracing.require_finished(out, manifest)
+    if wanted is not None:
+        names = list(manifest.outputs) if output is None else [choose_output(manifest, output)]
+        found = find(out, manifest, names, wanted, limit or None)
+        if as_json:
+            tables.to_json(found_as_json(found))
+        else:
+            trace_tables.print_found(tables.open_console(), out, wanted, found)
+        ctx.exit(0 if found.matches else 1)
+    assert number is not None
+    name = tracing.which_output(manifest, output)
+    decoder = open_decoder(manifest.tokenizer) if text else None
+    if decoder is not None and decoder.note:
+        click.echo(f"warning: {decoder.note}", err=True)
+    traced = tracing.trace_sequence(out, manifest, name, number, decoder)
+    if open_:
+        traced = tracing.open_records(traced, out, manifest)
+    if as_json:
+        tables.to_json(tracing.as_json(traced, text))
+    else:
+        trace_tables.print_trace(tables.open_console(), traced, text, full)
+    ctx.exit(1 if tracing.lost(traced) else 0)
+
+
+@cli.command()
+@click.argument("out")
+@debug_option
+@click.pass_context
+def report(ctx: click.Context, out: str) -> None:
+    """Writes report.html of the output OUT again, from its manifest and the files beside it."""
+    _set_up(ctx)
+    from beam_prep.errors import BeamPrepError
+    from beam_prep.manifest import is_finished, read_manifest
+    from beam_prep.report import tokenizer_of, write_report
+
+    manifest = read_manifest(out)
+    if not is_finished(out, manifest):
+        raise BeamPrepError(f"{out}: is not finished (no matching _SUCCESS); run the job again")
+    tokenizer = tokenizer_of(manifest)
+    if tokenizer is None:
+        click.echo("warning: the tokenizer is not to be had as it was; nothing on tokens per byte, no text", err=True)
+    click.echo(f"written: {write_report(out, manifest, tokenizer)}")
 
 
 @cli.command()
