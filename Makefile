@@ -30,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/beam-prep demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ setup(
     ],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["beam_prep", "beam_prep.*", "pipelines", "pipelines.*"]),
-    package_data={"beam_prep": ["py.typed", "tokenizers/*"], "beam_prep.catalog": ["*.yaml"]},
+    package_data={"beam_prep": ["py.typed", "*.j2", "tokenizers/*"], "beam_prep.catalog": ["*.yaml"]},
     entry_points={"console_scripts": ["beam-prep=beam_prep.cli:main"]},
     install_requires=[
         "apache-beam[gcp]>=2.77,<2.78",
@@ -44,6 +44,7 @@ setup(
         "filelock>=3.15",
         "google-cloud-storage",
         "jinja2>=3.1",
+        "matplotlib>=3.8",
         "numpy>=1.26",
         "orjson>=3.9",
         "pyarrow>=15",
@@ -57,7 +58,7 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.17,<0.18"],
+        "test": ["hypothesis>=6.100", "playwright>=1.40", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.17,<0.18"],
         "bench": ["datatrove>=0.10", "gigatoken>=0.10"],
         "train": ["torch>=2.4"],
     },

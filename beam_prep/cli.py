@@ -129,7 +129,7 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
         if prepared.claim.lost:
             click.echo(f"{prepared.claim.lost} of its finished shards were changed or deleted: starting over", err=True)
         if prepared.claim.replaced:
-            click.echo("an unfinished run of another configuration, input or version was there: starting over", err=True)
+            click.echo("an unfinished run of another configuration or input was there: starting over", err=True)
         remember_call(config.output, path if "://" in path else os.path.abspath(path))
         with screen.follow(prepared, quiet):
             launch.run(prepared)
@@ -492,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(arguments, prog_name="beam-prep")
     except SystemExit as end:
-        if end.code in STOPPED.values():  # threads of the runner may still be at work; nothing is left to be done for them
+        if end.code in STOPPED.values():  # threads of the runner may still be at work
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(int(end.code))

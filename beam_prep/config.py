@@ -57,14 +57,14 @@ class FieldFilter(_Model):
     """
 
     field: str = Field(min_length=1, description="Dotted path of the raw field.")
-    eq: Any = None
-    ne: Any = None
-    gt: float | str | None = None
-    ge: float | str | None = None
-    lt: float | str | None = None
-    le: float | str | None = None
-    in_: list[Any] | None = Field(None, alias="in")
-    not_in: list[Any] | None = None
+    eq: Any = Field(None, description="The field equals it.")
+    ne: Any = Field(None, description="The field does not equal it.")
+    gt: float | str | None = Field(None, description="The field is above it.")
+    ge: float | str | None = Field(None, description="The field is at least it.")
+    lt: float | str | None = Field(None, description="The field is below it.")
+    le: float | str | None = Field(None, description="The field is at most it.")
+    in_: list[Any] | None = Field(None, alias="in", description="The field is one of them.")
+    not_in: list[Any] | None = Field(None, description="The field is none of them.")
     when_present: bool = Field(False, description="Keep rows that do not have the field.")
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class Dataset(_Model):
     epochs: _Float | None = Field(None, ge=0, le=1e6, description="How often each document is seen.")
     weight: _Float | None = Field(None, gt=0, description="Share of the final tokens.")
     purpose: str | None = Field(None, description="For stages, in place of the template's purpose.")
-    filter: Filter = Field(default_factory=Filter)
+    filter: Filter = Field(default_factory=Filter, description="Which documents are kept; adds to the template's own.")
     max_rejects: _Float | None = Field(None, ge=0, le=1, description="Overrides the run's max_rejects.")
 
     @field_validator("name")
@@ -183,8 +183,8 @@ class Dataset(_Model):
 class StageShare(_Model):
     """How much of a dataset a stage wants, in place of what the dataset says itself."""
 
-    epochs: _Float | None = Field(None, ge=0, le=1e6)
-    weight: _Float | None = Field(None, gt=0)
+    epochs: _Float | None = Field(None, ge=0, le=1e6, description="How often each document is seen.")
+    weight: _Float | None = Field(None, gt=0, description="Share of the stage's tokens.")
 
     @model_validator(mode="after")
     def _exclusive(self) -> StageShare:
@@ -218,23 +218,27 @@ class Config(_Model):
     """A whole run."""
 
     tokenizer: str = Field("qwen3", min_length=1, description="Bundled name, Hub id, local folder or gs:// folder.")
-    tokenizer_backend: Literal["auto", "fastokens", "huggingface"] = "auto"
+    tokenizer_backend: Literal["auto", "fastokens", "huggingface"] = Field(
+        "auto", description="auto: fastokens where it is installed, else huggingface."
+    )
     context_length: _Int = Field(32_768, ge=2, le=2**31, description="Tokens a sequence.")
-    seed: _Int = Field(0, ge=0, lt=2**63)
-    output: str = Field("out", min_length=1)
-    datasets: Annotated[list[Dataset], Field(min_length=1)]
+    seed: _Int = Field(0, ge=0, lt=2**63, description="Of the order, and of random choices in templates.")
+    output: str = Field("out", min_length=1, description="Folder to write; local or gs://.")
+    datasets: Annotated[list[Dataset], Field(min_length=1, description="The sources.")]
     splits: dict[str, Annotated[_Float, Field(gt=0, le=1)]] | None = Field(
         None, min_length=1, description="Named parts of the documents by their content; fractions that sum to 1."
     )
     packing: Literal["concat", "best_fit"] = Field(
         "concat", description="concat: one stream, cut at sequences' ends; best_fit: no document that fits is cut."
     )
-    tail: Literal["pad", "drop"] = "pad"
-    dedup: Literal["exact", "none"] = "exact"
+    tail: Literal["pad", "drop"] = Field("pad", description="The one incomplete sequence of an output: pad it, or not.")
+    dedup: Literal["exact", "none"] = Field("exact", description="exact: of equal texts one document is kept.")
     max_rejects: _Float = Field(0.01, ge=0, le=1, description="Share of a source's records; above it the run fails.")
     total_tokens: _Float | None = Field(None, gt=0, description="Budget, over all splits; of each stage its own.")
     max_epochs: _Float = Field(1.0, gt=0, le=1e6, description="How often a weighted dataset is seen at most.")
-    stages: Literal["qwen3"] | Annotated[list[Stage], Field(min_length=1)] | None = None
+    stages: Literal["qwen3"] | Annotated[list[Stage], Field(min_length=1)] | None = Field(
+        None, description="Outputs of their own, from one reading of the data; absent: one output."
+    )
     views: list[Annotated[_Int, Field(ge=1)]] = Field(
         default_factory=list, description="Shorter context lengths that get an index of their own over the same shards."
     )

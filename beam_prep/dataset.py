@@ -135,7 +135,7 @@ class PackedDataset:
         self.context_length = layout.context_length if context_length is None else context_length
         """Tokens of a sample."""
         success = storage.join(root, SUCCESS)
-        if not allow_unfinished and (read_file(success) or b"").strip() != self.fingerprint.encode():
+        if not allow_unfinished and (read_file(success) or b"").partition(b"\n")[0] != self.fingerprint.encode():
             raise BeamPrepError(
                 f"{root}: is not finished ({SUCCESS} is missing or of another run); run the job again, or give "
                 "allow_unfinished=True to read it as it is"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from beam_prep import __version__, storage
 from beam_prep.balance import Plan, PlannedOutput
 from beam_prep.buckets import PackedShard
 from beam_prep.errors import BeamPrepError
-from beam_prep.index import sample_locations, write_index
+from beam_prep.index import write_index
 from beam_prep.job import Job
 from beam_prep.place import PlacedTally
 from beam_prep.shards import ShardRecord, write_shard
@@ -43,15 +44,23 @@ def finalize(
                 f"output {planned.output.name!r}: its {planned.tokens:,} tokens fill no sequence of {length:,}, "
                 "and `tail: drop` leaves no sequence; use `tail: pad` or a shorter context_length"
             )
-        write_index(folder, [s.path for s in own], sample_locations([s.sequences for s in own], 4 * length))
+        write_index(folder, [s.path for s in own], [s.sequences for s in own], 4 * length)
         for view in fitting(job.config.views, length):
             write_view(folder, [s.path for s in own], [s.sequences for s in own], length, view)
         outputs[planned.output.name] = _describe_output(job, plan, number, own)
     manifest = build_manifest(job, outputs, ledger, rejected_files)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    storage.write_bytes(storage.join(job.output, MANIFEST), [text.encode()])
-    storage.write_bytes(storage.join(job.output, SUCCESS), [job.fingerprint.encode() + b"\n"])
+    data = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    storage.write_bytes(storage.join(job.output, MANIFEST), [data])
+    from beam_prep.report import try_report  # which reads manifests, and so needs this module
+
+    try_report(job.output, data, job.tokenizer)
+    storage.write_bytes(storage.join(job.output, SUCCESS), [success_mark(job.fingerprint, data)])
     return manifest
+
+
+def success_mark(fingerprint: str, manifest: bytes) -> bytes:
+    """What `_SUCCESS` holds: the run's fingerprint, and the sha256 of the manifest's bytes, a line each."""
+    return f"{fingerprint}\n{hashlib.sha256(manifest).hexdigest()}\n".encode()
 
 
 def _empty_shards(job: Job, number: int, planned: PlannedOutput, written: Sequence[ShardRecord]) -> list[ShardRecord]:
@@ -81,12 +90,12 @@ def check_shards(folder: str, shards: Sequence[ShardRecord], buckets: int) -> No
     missing = sorted(set(range(buckets)) - {s.bucket for s in shards})
     if missing or len(shards) != buckets:
         raise BeamPrepError(f"{folder}: buckets {missing[:5]} of {buckets} have no shard; run the job again")
+    sizes = storage.sizes(folder, [path for shard in shards for path in (shard.path, shard.documents_path)])
     for shard in shards:
-        path = storage.join(folder, shard.path)
-        size = storage.size(path)
+        path, size = storage.join(folder, shard.path), sizes[shard.path]
         if size != shard.bytes:
             raise BeamPrepError(f"{path}: {size} bytes on disk, {shard.bytes} were written; run the job again")
-        if storage.size(storage.join(folder, shard.documents_path)) is None:
+        if sizes[shard.documents_path] is None:
             raise BeamPrepError(f"{folder}/{shard.documents_path}: is missing; run the job again")
 
 
@@ -160,7 +169,7 @@ def _describe_output(job: Job, plan: Plan, number: int, shards: Sequence[ShardRe
             "tokens": own,
             "share": own / tokens if tokens else 0.0,
             "epochs": _epochs(asked is None, own, available, copies, planned.documents[index]),
-            **({} if asked is None else {"asked_share": asked}),
+            **({"asked_epochs": planned.output.epochs[index]} if asked is None else {"asked_share": asked}),
         }
     sequences, copies = sum(s.sequences for s in shards), sum(sum(s.source_copies) for s in shards)
     cut = sum(s.cut for s in shards)

@@ -141,6 +141,6 @@ def read_manifest(output: str) -> Manifest:
 
 
 def is_finished(output: str, manifest: Manifest) -> bool:
-    """Whether `_SUCCESS` stands there and names the manifest's fingerprint."""
+    """Whether `_SUCCESS` stands there and names the manifest's fingerprint, in its first line."""
     path = storage.join(output, SUCCESS)
-    return storage.exists(path) and storage.read_bytes(path).strip() == manifest.fingerprint.encode()
+    return storage.exists(path) and storage.read_bytes(path).partition(b"\n")[0] == manifest.fingerprint.encode()

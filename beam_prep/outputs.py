@@ -102,7 +102,7 @@ def outputs_of(config: Config, purposes: Sequence[str | None]) -> tuple[Output, 
             stage.datasets is not None,
         )
         for stage, epochs, weights in parts
-        for split, edges in _split_edges(config.splits)
+        for split, edges in split_edges(config.splits)
     )
 
 
@@ -118,7 +118,8 @@ def _stages(config: Config) -> Sequence[Stage]:
     return [s if s.total_tokens else s.model_copy(update={"total_tokens": config.total_tokens}) for s in stages]
 
 
-def _split_edges(splits: dict[str, float] | None) -> list[tuple[str, tuple[float, float]]]:
+def split_edges(splits: dict[str, float] | None) -> list[tuple[str, tuple[float, float]]]:
+    """(name, part [low, high) of the split points) of each split."""
     if not splits:
         return [("train", (0.0, 1.0))]
     sums = np.cumsum(list(splits.values())).tolist()

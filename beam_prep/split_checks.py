@@ -52,10 +52,10 @@ def _ids_of(output: str, manifest: Manifest, names: Sequence[str], number: int, 
     parts = [np.empty((0, 2), np.uint64)]
     for name in names:
         for shard in manifest.outputs[name].shards:
-            data = read_if_there(storage.join(output, name, shard.documents))
-            if data is None:
-                continue  # `check_files` said so
             try:
+                data = read_if_there(storage.join(output, name, shard.documents))
+                if data is None:
+                    continue  # `check_files` said so
                 high, low = id_halves(pq.read_table(io.BytesIO(data), columns=["id"]).column("id"))
             except (OSError, ValueError, KeyError, pa.ArrowException):
                 continue  # `check_tokens` said so

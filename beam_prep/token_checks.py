@@ -18,6 +18,7 @@ from beam_prep.finalize import MANIFEST
 from beam_prep.findings import Figures, Finding, Progress, read_if_there
 from beam_prep.manifest import Manifest, OutputEntry, ShardEntry
 from beam_prep.mix import id_text
+from beam_prep.order_checks import misplaced, order_of
 from beam_prep.place import COPY_BITS
 
 _CHUNK_BYTES = 8 << 20
@@ -69,7 +70,7 @@ def check_tokens(output: str, name: str, entry: OutputEntry, manifest: Manifest,
     last = len(entry.shards) - 1
     # The last shard first: it holds the ends of documents that began in the others.
     for number in [last, *range(last)] if entry.shards else []:
-        check.shard(entry.shards[number], number == last)
+        check.shard(entry.shards[number], number)
     return check.finish()
 
 
@@ -80,6 +81,7 @@ class _OutputCheck:
         self._folder, self._name = storage.join(output, name), name
         self._entry, self._manifest, self._progress = entry, manifest, progress
         self._sources = list(manifest.ledger)
+        self._order = order_of(name, len(entry.shards), entry.packing, manifest.seed, manifest.configuration)
         self._continuations: Continuations = {}
         self._findings: list[Finding] = []
         self._gaps = self._cut = 0
@@ -87,10 +89,10 @@ class _OutputCheck:
         self._tokens, self._documents, self._copies = np.zeros((3, len(self._sources)), np.int64)
         self._complete = True
 
-    def shard(self, shard: ShardEntry, last: bool) -> None:
-        """Checks one shard and its sidecar."""
+    def shard(self, shard: ShardEntry, number: int) -> None:
+        """Checks one shard, of that number, and its sidecar."""
         spans = self._load(shard)
-        places = self._documents_of(spans, shard, last) if spans is not None else None
+        places = self._documents_of(spans, shard, number) if spans is not None else None
         self._complete = self._complete and places is not None
         path = storage.join(self._folder, shard.path)
         if storage.size(path) is not None:
@@ -101,7 +103,11 @@ class _OutputCheck:
     def _load(self, shard: ShardEntry) -> Spans | None:
         """A shard's sidecar, if it is what was written."""
         place = f"{self._name}/{shard.documents}"
-        data = read_if_there(storage.join(self._folder, shard.documents))
+        try:
+            data = read_if_there(storage.join(self._folder, shard.documents))
+        except OSError as error:
+            self._findings.append(Finding(place, f"cannot be read ({error})"))
+            return None
         if data is None:
             return None  # `check_files` said so
         if hashlib.sha256(data).hexdigest() != shard.documents_sha256:
@@ -113,15 +119,18 @@ class _OutputCheck:
             self._findings.append(Finding(place, f"cannot be read ({error})"))
             return None
 
-    def _documents_of(self, spans: Spans, shard: ShardEntry, last: bool) -> Places | None:
+    def _documents_of(self, spans: Spans, shard: ShardEntry, number: int) -> Places | None:
         """Where separators must stand in a shard; None if its sidecar is wrong."""
-        length = self._entry.context_length
+        length, last = self._entry.context_length, number == len(self._entry.shards) - 1
         place = f"{self._name}/{shard.documents}"
         problem = layout_problem(spans, shard, length, self._entry.packing, last)
         if problem is not None:
             self._findings.append(Finding(place, problem))
             return None
         row_ends, problems = document_ends(spans, last, self._continuations)
+        ids = np.stack([spans.high, spans.low], axis=1)
+        if (wrong := misplaced(self._order, ids, spans.copy, spans.position == 0, number)) is not None:
+            problems.append(f"row {wrong[0]}: {spans.document(wrong[0])} {wrong[1]}")
         self._findings += [Finding(place, problem) for problem in problems]
         self._gaps += shard.sequences * length - int(spans.length.sum())
         self._cut += int(((spans.position == 0) & ~row_ends).sum())

@@ -6,25 +6,30 @@ import gzip
 import io
 import math
 import os
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import orjson
 
 from beam_prep import storage
 from beam_prep.config import Config
 from beam_prep.errors import BeamPrepError, ConfigError
-from beam_prep.finalize import MANIFEST, SUCCESS
+from beam_prep.finalize import MANIFEST, SUCCESS, success_mark
 from beam_prep.findings import Figures, Finding, Progress, read_if_there, shown
 from beam_prep.index import ENTRY_BYTES, FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, difference, index_files
 from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, SourceEntry, parse_manifest
+from beam_prep.rejected import REJECTED_FOLDER
 from beam_prep.split_checks import check_leaks
 from beam_prep.token_checks import check_tokens
 from beam_prep.tokenizer import BUNDLED, resolve
 from beam_prep.trainer_views import check_trainer_views, trainer_files
 from beam_prep.views import asked_views, check_views, fitting, view_files, view_lengths
 
+_GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
+"""Without a name and a time, as `write_rejected` has it."""
 _OTHER_FILES = (SUCCESS, MANIFEST, "report.html", "run.json")
 
 
@@ -39,26 +44,51 @@ def verify(output: str, quick: bool = False, progress: Progress = lambda size: N
     """
     if storage.is_local(output) and not storage.exists(output):
         raise ConfigError(f"{output}: no such folder; give the output of a run")
-    manifest, findings = _read_manifest(output)
+    manifest: Manifest | None = None
+    findings: list[Finding] = []
+    try:
+        manifest, findings = _read_manifest(output)
+    except OSError as error:
+        findings = [_unreadable(MANIFEST, error)]
     if manifest is None:
         return findings
-    for name, entry in manifest.outputs.items():
-        findings += check_files(output, name, entry)
-    findings += check_settings(manifest)
-    paths = sorted(_relative_paths(output))
-    for name, entry in manifest.outputs.items():
-        findings += check_figures(manifest, name, entry)
-        findings += check_index(output, name, entry)
-        findings += check_views(output, name, entry, asked_views(manifest.configuration), paths)
-        findings += check_trainer_views(output, name, entry, paths, quick)
-    findings += check_ledger(manifest)
-    if not quick:
-        for name, entry in manifest.outputs.items():
-            findings += check_tokens(output, name, entry, manifest, progress)
-        findings += check_leaks(output, manifest)
-        findings += check_rejected(output, manifest)
-    findings += check_orphans(output, manifest, paths)
+    try:
+        paths = sorted(_relative_paths(output, list(manifest.outputs)))
+    except OSError as error:
+        return [*findings, _unreadable(MANIFEST, error)]
+    for place, check in _checks(output, manifest, paths, quick, progress):
+        try:
+            findings += check()
+        except OSError as error:  # not ours to read, or a disk that fails
+            findings.append(_unreadable(place, error))
     return findings
+
+
+def _unreadable(place: str, error: OSError) -> Finding:
+    return Finding(place, f"cannot be read ({error})")
+
+
+def _checks(
+    output: str, manifest: Manifest, paths: Sequence[str], quick: bool, progress: Progress
+) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+    """(place, check) of all checks, in the order in which they are made."""
+    entries = manifest.outputs.items()
+    for name, entry in entries:
+        yield name, partial(check_files, output, name, entry)
+    yield MANIFEST, partial(check_settings, manifest)
+    for name, entry in entries:
+        yield MANIFEST, partial(check_figures, manifest, name, entry)
+        yield f"{name}/{INDEX_FOLDER}", partial(check_index, output, name, entry)
+        yield name, partial(check_views, output, name, entry, asked_views(manifest.configuration), paths)
+    yield MANIFEST, partial(check_ledger, manifest)
+    yield REJECTED_FOLDER, partial(check_rejected, output, manifest, quick)
+    if not quick:
+        for name, entry in entries:
+            yield name, partial(check_tokens, output, name, entry, manifest, progress)
+        yield MANIFEST, partial(check_leaks, output, manifest)
+    for name, entry in entries:  # after the sidecars, from which those files follow
+        yield name, partial(check_trainer_views, output, name, entry, paths, quick)
+    yield MANIFEST, partial(check_orphans, output, manifest, paths)
 
 
 def _read_manifest(output: str) -> tuple[Manifest | None, list[Finding]]:
@@ -66,7 +96,7 @@ def _read_manifest(output: str) -> tuple[Manifest | None, list[Finding]]:
     if mark is None:
         problem = "is missing: the run has not finished, or this is no output; run the job (again)"
         return None, [Finding(SUCCESS, problem)]
-    success = mark.decode("ascii", "replace").strip()
+    success, _, rest = mark.decode("ascii", "replace").partition("\n")
     data = read_if_there(storage.join(output, MANIFEST))
     if data is None:
         return None, [Finding(MANIFEST, "is missing")]
@@ -78,7 +108,12 @@ def _read_manifest(output: str) -> tuple[Manifest | None, list[Finding]]:
         return manifest, [
             Finding(SUCCESS, f"is of run {success[:12]!r}, but {MANIFEST} is of run {manifest.fingerprint[:12]!r}")
         ]
-    return manifest, []
+    if mark == success_mark(manifest.fingerprint, data):
+        return manifest, []
+    if re.fullmatch("[0-9a-f]{64}\n", rest):
+        problem = f"has changed since it was written: its sha256 is not the one that {SUCCESS} holds"
+        return manifest, [Finding(MANIFEST, problem)]
+    return manifest, [Finding(SUCCESS, f"is damaged: its second line is not the sha256 of {MANIFEST}")]
 
 
 def check_files(output: str, name: str, entry: OutputEntry) -> list[Finding]:
@@ -161,7 +196,10 @@ def check_figures(manifest: Manifest, name: str, entry: OutputEntry) -> list[Fin
     copies = sum(part.copies for part in entry.sources.values())
     if not entry.cut_documents <= copies <= sum(s.spans for s in entry.shards):
         check.add(f"{entry.cut_documents:,} cut_documents, {copies:,} copies and the spans of the shards do not agree")
-    for key, part, whole in (("fill", entry.tokens, entry.sequences * length), ("cut_share", entry.cut_documents, copies)):
+    for key, part, whole in (
+        ("fill", entry.tokens, entry.sequences * length),
+        ("cut_share", entry.cut_documents, copies),
+    ):
         if not math.isclose(getattr(entry, key), part / whole if whole else 0.0, rel_tol=1e-9):
             check.add(f"{key} is {getattr(entry, key)}, but it is {part:,} of {whole:,}")
     return check.findings
@@ -219,7 +257,7 @@ def _ends(entry: LedgerEntry) -> int:
     return lost + entry.duplicates + entry.sampled_out + entry.documents
 
 
-def check_rejected(output: str, manifest: Manifest) -> list[Finding]:
+def check_rejected(output: str, manifest: Manifest, quick: bool = False) -> list[Finding]:
     """The rejected records are there, each under the reason that the ledger counts."""
     found: dict[str, Counter] = {}
     findings = []
@@ -227,14 +265,15 @@ def check_rejected(output: str, manifest: Manifest) -> list[Finding]:
         if storage.size(storage.join(output, path)) is None:
             findings.append(Finding(path, "is missing"))
             continue
+        if quick:
+            continue
         try:
-            with storage.open_read(storage.join(output, path)) as stored, gzip.GzipFile(fileobj=stored) as lines:
-                for line in io.BufferedReader(lines):
-                    letter = orjson.loads(line)
-                    found.setdefault(letter["dataset"], Counter())[letter["reason"]] += 1
+            for line in _rejected_lines(storage.join(output, path)):
+                letter = orjson.loads(line)
+                found.setdefault(letter["dataset"], Counter())[letter["reason"]] += 1
         except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
             findings.append(Finding(path, f"cannot be read ({error})"))
-    if findings:
+    if findings or quick:
         return findings
     for source, entry in manifest.ledger.items():
         counted = {reason: count for reason, count in entry.rejected.items() if count}
@@ -243,6 +282,26 @@ def check_rejected(output: str, manifest: Manifest) -> list[Finding]:
             problem = f"rejected is {_reasons(counted)}, but the rejected files hold {_reasons(in_files)}"
             findings.append(Finding(f"{MANIFEST}: ledger.{source}", problem))
     return findings
+
+
+def _rejected_lines(path: str) -> Iterator[bytes]:
+    """The lines of a file of rejected records.
+
+    Raises ValueError where the file is not as `write_rejected` leaves it, though gzip would read it.
+    """
+    with storage.open_read(path) as stored:
+        if stored.read(len(_GZIP_HEADER)) != _GZIP_HEADER:
+            raise ValueError("its first bytes are not those that were written")
+        stored.seek(-8, os.SEEK_END)
+        stated = int.from_bytes(stored.read(8)[4:], "little")
+        stored.seek(0)
+        size = 0
+        with gzip.GzipFile(fileobj=stored) as lines:
+            for line in io.BufferedReader(lines):
+                size += len(line)
+                yield line
+    if size % 2**32 != stated:  # gzip skips zeros behind its end
+        raise ValueError("it goes on behind its end")
 
 
 def _reasons(counts: dict[str, int]) -> str:
@@ -267,10 +326,27 @@ def check_orphans(output: str, manifest: Manifest, paths: Sequence[str]) -> list
     return [Finding(orphans[0], f"belongs to no shard, index or record of this output{more}; delete it")]
 
 
-def _relative_paths(output: str) -> Iterable[str]:
+def _relative_paths(output: str, names: Sequence[str]) -> Iterator[str]:
+    """All files of a run, empty folders (`name/`), and links to folders that are not an output's.
+
+    Args:
+      names: of the outputs.
+    """
     if storage.is_local(output):  # without a look at the files: a link's shard may be gone
-        for folder, _, names in os.walk(output):
-            yield from (os.path.relpath(os.path.join(folder, name), output).replace("\\", "/") for name in names)
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            with os.scandir(os.path.join(output, folder)) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            if not entries and folder:
+                yield f"{folder}/"
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                ours = any(f"{name}/".startswith(f"{path}/") or path.startswith(f"{name}/") for name in names)
+                if entry.is_dir() and (ours or not entry.is_symlink()):
+                    pending.append(path)
+                else:
+                    yield path
         return
     base = output.rstrip("/") + "/"
     for file in storage.list_files(output.rstrip("/") or "/"):

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import json
 import logging
 import lzma
@@ -30,7 +31,8 @@ class Place(NamedTuple):
 def manifest_of(out: Path) -> dict[str, Any]:
     assert (out / "_SUCCESS").exists()
     manifest = json.loads((out / "manifest.json").read_text())
-    assert (out / "_SUCCESS").read_text().strip() == manifest["fingerprint"]
+    digest = hashlib.sha256((out / "manifest.json").read_bytes()).hexdigest()
+    assert (out / "_SUCCESS").read_text() == f"{manifest['fingerprint']}\n{digest}\n"
     return manifest
 
 

@@ -124,7 +124,8 @@ def write_outputs(
         rest: list[place.Block] = []
         for bucket in range(last):
             if own := blocks.get((number, bucket)):
-                shard, remainder = pack_bucket(number, bucket, own, length, False, tail, carrier, planned.output.packing)
+                packing = planned.output.packing
+                shard, remainder = pack_bucket(number, bucket, own, length, False, tail, carrier, packing)
                 shards.append(shard)
                 rest += remainder
         if own := [*blocks.get((number, last), []), *rest]:

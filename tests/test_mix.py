@@ -185,7 +185,7 @@ class TestCopies:
 class TestPoints:
     """Where fractions and splits cut."""
 
-    @pytest.mark.parametrize("points", [split_points(IDS), share_words(IDS, 0) / 2.0**53, share_words(IDS, 5) / 2.0**53])
+    @pytest.mark.parametrize("points", [split_points(IDS), *(share_words(IDS, seed) / 2.0**53 for seed in (0, 5))])
     def test_even_in_the_unit_interval(self, points: np.ndarray) -> None:
         assert points.min() >= 0
         assert points.max() < 1
