@@ -14,7 +14,9 @@ from beam_prep.errors import BeamPrepError
 from beam_prep.index import write_index
 from beam_prep.job import Job
 from beam_prep.place import PlacedTally
+from beam_prep.progress import snapshot
 from beam_prep.shards import ShardRecord, write_shard
+from beam_prep.step_times import keep_step_times, step_times
 from beam_prep.views import fitting, write_view
 
 MANIFEST = "manifest.json"
@@ -53,6 +55,8 @@ def finalize(
     storage.write_bytes(storage.join(job.output, MANIFEST), [data])
     from beam_prep.report import try_report  # which reads manifests, and so needs this module
 
+    if job.carrier.work:
+        keep_step_times(job.output, step_times(snapshot(job.carrier.work)))
     try_report(job.output, data, job.tokenizer)
     storage.write_bytes(storage.join(job.output, SUCCESS), [success_mark(job.fingerprint, data)])
     return manifest

@@ -5,11 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from typing import NamedTuple
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-_FIELDS = ("bytes", "documents", "tokens", "written", "planned")
+STEPS = ("read", "transform", "mix", "tokenize", "pack", "write")
+"""Steps whose busy time is kept."""
+_FIELDS = ("bytes", "documents", "tokens", "written", "planned", "found", *STEPS)
+_Item = TypeVar("_Item")
 _lock = threading.Lock()
 _maps: dict[str, np.ndarray] = {}
 
@@ -26,6 +32,15 @@ class Snapshot(NamedTuple):
     """Tokens in shards."""
     planned: int = 0
     """Tokens that the shards will hold; 0 until the mixture is known."""
+    found: int = 0
+    """Of `bytes`, those that an earlier attempt had read."""
+    read: int = 0
+    """Nanoseconds that this step was busy, as are the following ones."""
+    transform: int = 0
+    mix: int = 0
+    tokenize: int = 0
+    pack: int = 0
+    write: int = 0
 
 
 class Progress:
@@ -44,6 +59,25 @@ class Progress:
         """Sets how many tokens will be written."""
         if self._counters is not None:
             self._counters[_FIELDS.index("planned")] = tokens
+
+    @contextmanager
+    def busy(self, step: str) -> Iterator[None]:
+        """Counts the time of a step; see `STEPS`."""
+        begin = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self.add(**{step: time.perf_counter_ns() - begin})
+
+    def busy_making(self, step: str, items: Iterable[_Item]) -> Iterator[_Item]:
+        """The items, the time that it takes to make them counted."""
+        iterator = iter(items)
+        while True:
+            with self.busy(step):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
 
 
 def _counters(work: str) -> np.ndarray:

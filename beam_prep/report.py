@@ -1,7 +1,7 @@
 """The report of an output: what is gathered for `report.html`, and the writing of it.
 
-It is made from the manifest and what lies beside it alone. Like them it holds no time and no place of the run, so that
-equal runs give equal pages.
+It is made from the manifest and what lies beside it alone. But for the times of the steps (`run.json`) it holds nothing
+that differs between equal runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from beam_prep.inspection import unit, visible
 from beam_prep.manifest import LedgerEntry, Manifest, parse_manifest
 from beam_prep.report_distributions import Distributions, read_distributions, vocabulary
 from beam_prep.retry_rejected import read_dead_letters
+from beam_prep.step_times import StepTime, kept_step_times
 from beam_prep.tokenizer import TokenizerSpec, resolve
 
 REPORT = "report.html"
@@ -85,6 +86,8 @@ class Report(NamedTuple):
     distributions: Distributions
     examples: dict[str, list[Example]]
     """By source."""
+    steps: list[StepTime]
+    """Empty where no times were kept (on engines of several machines)."""
 
 
 def gather(output: str, manifest: Manifest, tokenizer: TokenizerSpec | None) -> Report:
@@ -105,6 +108,7 @@ def gather(output: str, manifest: Manifest, tokenizer: TokenizerSpec | None) -> 
         _licences(manifest, sources),
         read_distributions(output, manifest, None if tokenizer is None else vocabulary(tokenizer)),
         _examples(output, sources),
+        kept_step_times(output),
     )
 
 

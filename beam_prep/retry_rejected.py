@@ -22,7 +22,7 @@ from beam_prep.templates import compile_template
 from beam_prep.transform import TOO_LONG, Transformer, compile_transformer, transform_batch
 
 CALL_FILE = "run.json"
-"""Beside the outputs: how the run was called (`configuration`)."""
+"""Beside the outputs: how the run was called (`configuration`), and how long its steps were busy (`steps`)."""
 
 
 @dataclass

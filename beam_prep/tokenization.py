@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,6 +84,8 @@ class Tokenization:
         self._writing: deque[Future] = deque()
         self._checking: deque[Future] = deque()
         self._slots = threading.Semaphore(_RUNS_IN_FLIGHT)
+        self.busy_ns = 0
+        """Time spent on encoding, summed over the threads."""
         self._builder: RunBuilder | None = None
         self._unit, self._number = "", 0
         self._resumed: list[Run] = []
@@ -133,11 +136,14 @@ class Tokenization:
                 check.result()
             keep_run(self._carrier, finished, digest)
 
-    def _encode(self, pieces: list[str]) -> tuple[bytes, np.ndarray]:
-        return self._encoder.encode(pieces) if pieces else (b"", np.zeros(1, np.uint64))
+    def _encode(self, pieces: list[str]) -> tuple[bytes, np.ndarray, int]:
+        begin = time.perf_counter_ns()
+        ids, bounds = self._encoder.encode(pieces) if pieces else (b"", np.zeros(1, np.uint64))
+        return ids, bounds, time.perf_counter_ns() - begin
 
     def _build(self, batch: DocumentBatch, pieces: list[str], encoded: Future) -> None:
-        ids, bounds = encoded.result()
+        ids, bounds, busy_ns = encoded.result()
+        self.busy_ns += busy_ns
         if self._builder is None and not self._open(batch):
             return
         assert self._builder is not None and batch.unit == self._unit, "a unit ends with its last batch"

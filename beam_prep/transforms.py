@@ -101,8 +101,8 @@ class Read(_DoFn):
         if finished:
             begin = sources.Position(len(unit.spans), 0) if finished[-1].last else finished[-1].end
             done = sum(f.run.tally["bytes"] for f in finished), sum(f.run.tally["rendered"] for f in finished)
-            self._progress.add(bytes=done[0], documents=done[1])
-        for batch in read_unit(unit, begin, len(finished)):
+            self._progress.add(bytes=done[0], documents=done[1], found=done[0])
+        for batch in self._progress.busy_making("read", read_unit(unit, begin, len(finished))):
             size = sum(map(len, batch.lines)) + len(batch.lines)
             self._bytes.inc(size)
             self._records.inc(len(batch.lines))
@@ -133,7 +133,8 @@ class Transform(_DoFn):
     @_guarded
     def process(self, batch: RecordBatch) -> Iterator[DocumentBatch]:
         """Yields one document batch."""
-        documents = transform_batch(batch, self._transformer)
+        with self._progress.busy("transform"):
+            documents = transform_batch(batch, self._transformer)
         self._documents.inc(len(documents.documents))
         self._rejects.inc(len(documents.rejects))
         self._filtered.inc(sum(documents.tally.filtered.values()))
@@ -151,8 +152,10 @@ class Mix(_DoFn):
     @_guarded
     def process(self, batch: DocumentBatch) -> Iterator[DocumentBatch]:
         """Yields the batch with its ids, and without the texts that no output will hold."""
-        ids = mix.document_ids(batch.documents)
-        yield select(batch._replace(ids=ids), self._selection, self._job.config.seed)
+        with self._progress.busy("mix"):
+            ids = mix.document_ids(batch.documents)
+            mixed = select(batch._replace(ids=ids), self._selection, self._job.config.seed)
+        yield mixed
 
 
 class Tokenize(_DoFn):
@@ -190,6 +193,7 @@ class Tokenize(_DoFn):
                 for value in self._outputs(run):
                     yield TaggedOutput(value.tag, WindowedValue(value.value, 0, [GlobalWindow()]))
         finally:
+            self._progress.add(tokenize=self._tokenization.busy_ns)
             self._tokenization.shutdown()
             self._tokenization = None
 
@@ -349,16 +353,17 @@ class Pack(beam.DoFn):
             return
         output, bucket = place.split_key(kept[0][0])
         job = self._job
-        shard, remainder = buckets.pack_bucket(
-            output,
-            bucket,
-            [place.Block(*block) for _, block in kept],
-            job.outputs[output].context_length,
-            self._last,
-            job.config.tail,
-            job.carrier,
-            job.outputs[output].packing,
-        )
+        with Progress(job.carrier.work).busy("pack"):
+            shard, remainder = buckets.pack_bucket(
+                output,
+                bucket,
+                [place.Block(*block) for _, block in kept],
+                job.outputs[output].context_length,
+                self._last,
+                job.config.tail,
+                job.carrier,
+                job.outputs[output].packing,
+            )
         blocks.clear()
         yield TaggedOutput(self.SHARDS, shard)
         for block in remainder:
@@ -386,7 +391,8 @@ class Write(_DoFn):
         record = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder)
         if record is None:
             length, eod = planned.output.context_length, job.tokenizer.eod_token_id
-            record = write_shard(folder, shard, planned.buckets, length, eod, job.names)
+            with self._progress.busy("write"):
+                record = write_shard(folder, shard, planned.buckets, length, eod, job.names)
             resume.keep_shard(job.carrier, record, folder)
         if job.carrier.is_files:
             give_back(shard)

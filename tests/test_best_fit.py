@@ -314,7 +314,8 @@ def test_documents_are_found_again_in_the_shards(
     assert len(parts) == copies or (dropped and len(parts) < copies)
     assert lost <= dropped and sum(sum(r.source_tokens) for r in written.records) == total - dropped
     assert sum(r.cut for r in written.records) == cut
-    if written.records and any(r.sequences for r in written.records):
+    # `finalize` writes the shards of buckets that nothing falls into; here they are missing, and shards are numbered.
+    if len(written.records) == written.plan.outputs[0].buckets and any(r.sequences for r in written.records):
         assert findings(folder, manifest_of(written.records, tail)) == []
 
 

@@ -125,9 +125,13 @@ def runs(folder: Path) -> Iterator[Runs]:
     runs.end()
 
 
+TIMED = ("run.json", "report.html")
+"""Files that hold times."""
+
+
 def contents(out: Path) -> dict[str, str]:
     """Path → hash of every file of an output."""
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "run.json")
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in TIMED)
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
