@@ -6,9 +6,12 @@ that differs between equal runs.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import logging
 import tempfile
+import threading
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -214,6 +217,16 @@ def write_report(output: str, manifest: Manifest, tokenizer: TokenizerSpec | Non
         ) from error
     storage.write_bytes(path, [page(report).encode("utf-8", "replace")])
     return path
+
+
+def load_ahead() -> None:
+    """Imports what draws the page in a thread, while shards are written: it takes about a second."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # is raised again, and handled, where the page is made
+            importlib.import_module("beam_prep.report_page")
+
+    threading.Thread(target=load, name="beam-prep-report", daemon=True).start()
 
 
 def try_report(output: str, manifest: bytes, tokenizer: TokenizerSpec) -> None:

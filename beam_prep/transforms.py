@@ -289,6 +289,9 @@ class Balance(_DoFn):
         limits = [source.max_rejects for source in job.sources]
         plan = balance.balance(job.outputs, job.names, limits, dedup.Counts(*counts), by_source)
         self._progress.plan(sum(o.tokens for o in plan.outputs))
+        from beam_prep.report import load_ahead  # not before the work: it imports half a second's worth
+
+        load_ahead()
         yield plan
 
 

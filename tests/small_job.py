@@ -63,7 +63,11 @@ def start(config: str, out: Path | str, **more: Any) -> None:
     run(prepared(config, out, **more))
 
 
+TIMED = ("run.json", "report.html")
+"""Files that hold times."""
+
+
 def contents(out: Path) -> dict[str, str]:
-    """Path → hash of every file of an output."""
-    files = sorted(path for path in out.rglob("*") if path.is_file())
+    """Path → hash of every file of an output that is the same for equal runs."""
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in TIMED)
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,7 +1,6 @@
 """A job that is killed at any moment, and started again, gives the bytes of one that was left alone."""
 
 import gzip
-import hashlib
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_job import contents
 
 from beam_prep.errors import BeamPrepError
 from beam_prep.manifest import is_finished, read_manifest
@@ -123,16 +123,6 @@ def runs(folder: Path) -> Iterator[Runs]:
     runs = Runs(folder)
     yield runs
     runs.end()
-
-
-TIMED = ("run.json", "report.html")
-"""Files that hold times."""
-
-
-def contents(out: Path) -> dict[str, str]:
-    """Path → hash of every file of an output."""
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in TIMED)
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")

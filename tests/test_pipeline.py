@@ -407,12 +407,8 @@ class TestOutput:
         )
 
     def test_nothing_else_is_left(self, base: Path) -> None:
-        assert {path.name for path in base.iterdir()} - {"report.html"} == {
-            "_SUCCESS",
-            "manifest.json",
-            "rejected",
-            "train",
-        }
+        names = {path.name for path in base.iterdir()}
+        assert names == {"_SUCCESS", "manifest.json", "rejected", "report.html", "run.json", "train"}
         assert not list(base.rglob("*.tmp"))
 
 
