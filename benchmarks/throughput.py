@@ -51,8 +51,8 @@ class Contender(NamedTuple):
 _ONE_THREAD = (("FASTOKENS_BPE_THREADS", "1"), ("RAYON_NUM_THREADS", "1"))
 CONTENDERS = {
     OURS: Contender("beam-prep run"),
-    "raw": Contender("raw limit: read, parse, encode, write", ("fastokens",)),
-    "raw-one": Contender("the same, encoding on one thread", ("fastokens",), env=_ONE_THREAD),
+    "raw": Contender("raw limit, one thread: read, parse, encode, write", ("fastokens",), env=_ONE_THREAD),
+    "raw-own": Contender("the same with fastokens' own threads", ("fastokens",)),
     "forager": Contender("data-forager's indexer", ("data_forager", "tokenizers"), sliced=True),
     "datatrove": Contender("datatrove's DocumentTokenizer", ("datatrove", "tokenizers"), sliced=True),
     "gigatoken": Contender("gigatoken and write, corpus in RAM", ("gigatoken", "awkward")),
@@ -117,7 +117,7 @@ class Bench:
 
     def python(self, name: str) -> str:
         """The interpreter that a contender runs in."""
-        return sys.executable if name in (OURS, "raw", "raw-one") else self.args.peer_python
+        return sys.executable if name in (OURS, "raw", "raw-own") else self.args.peer_python
 
     def missing(self, name: str) -> list[str]:
         """Modules that a contender needs and does not have."""
