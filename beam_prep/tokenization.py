@@ -157,7 +157,8 @@ class Tokenization:
         """Begins a run; returns False if the unit was finished by an earlier attempt."""
         if batch.unit != self._unit:
             self._unit, self._number = batch.unit, batch.finished
-            finished = finished_runs(self._carrier, batch.source, batch.unit)[: batch.finished]
+            found = finished_runs(self._carrier, batch.source, batch.unit) if batch.finished else []
+            finished = found[: batch.finished]
             if len(finished) != batch.finished:
                 raise BeamPrepError(f"{self._carrier.work}: a finished run has gone while it was used; start again")
             self._resumed += [f.run for f in finished]
@@ -184,9 +185,11 @@ class Tokenization:
 
     def _sample(self, batch: DocumentBatch, pieces: list[str], ids: bytes, bounds: np.ndarray) -> None:
         assert self._parity is not None
-        chosen = self._parity.choose(batch.ids)
-        if not self._parity.documents and not self._checking and not chosen:
-            chosen = [int(np.argmin(batch.ids[:, 1]))]  # a small corpus is checked too
+        # Of a document that no output may hold there is nothing to compare.
+        rows = np.arange(len(batch.documents)) if batch.wanted is None else np.nonzero(batch.wanted)[0]
+        chosen = rows[self._parity.choose(batch.ids[rows])].tolist()
+        if not self._parity.documents and not self._checking and not chosen and len(rows):
+            chosen = [int(rows[np.argmin(batch.ids[rows, 1])])]  # a small corpus is checked too
         if not chosen:
             return
         counts = [1 if type(d) is str else len(d.pieces) for d in batch.documents]  # type: ignore[union-attr]
