@@ -10,12 +10,10 @@ import numpy as np
 
 from beam_prep import storage
 from beam_prep.byte_ranges import read_file
-from beam_prep.errors import BeamPrepError
+from beam_prep.errors import SEE_VERIFY, BeamPrepError
 
 PADDING = -1
 """Document number of positions that belong to no document."""
-
-_DAMAGED = "`beam-prep verify` says what is off"
 
 
 class Spans(NamedTuple):
@@ -136,7 +134,7 @@ class Boundaries:
         except BeamPrepError:
             raise
         except (OSError, ValueError, KeyError) as error:  # Arrow's own errors are among these
-            raise BeamPrepError(f"{path}: cannot be read ({' '.join(str(error).split())}); {_DAMAGED}") from None
+            raise BeamPrepError(f"{path}: cannot be read ({' '.join(str(error).split())}); {SEE_VERIFY}") from None
         parts, names = [], []
         for group in groups:
             low, high = np.searchsorted(group.sequence, [sequence, sequence + 1]).tolist()
@@ -148,7 +146,7 @@ class Boundaries:
         )
         end = start + length
         if len(start) and (end[-1] > context_length or (start[1:] < end[:-1]).any()):
-            raise BeamPrepError(f"{path}: the spans of sequence {sequence:,} overlap or leave it; {_DAMAGED}")
+            raise BeamPrepError(f"{path}: the spans of sequence {sequence:,} overlap or leave it; {SEE_VERIFY}")
         return Spans(start, end, position, source, names)
 
     def _numbers(self, path: str, sequence: int) -> list[int]:

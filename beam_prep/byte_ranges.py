@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from beam_prep import storage
-from beam_prep.errors import BeamPrepError
-
-_DAMAGED = "`beam-prep verify` says what is off"
+from beam_prep.errors import SEE_VERIFY, BeamPrepError
 
 
 class _Descriptor:
@@ -94,10 +92,10 @@ class RangeReader:
         try:
             file = _Descriptor(path)
         except OSError as error:
-            raise BeamPrepError(f"{path}: cannot be opened ({error.strerror}); {_DAMAGED}") from None
+            raise BeamPrepError(f"{path}: cannot be opened ({error.strerror}); {SEE_VERIFY}") from None
         found = os.fstat(file.number).st_size
         if found != size:
-            raise BeamPrepError(f"{path}: has {found:,} bytes, the manifest says {size:,}; {_DAMAGED}")
+            raise BeamPrepError(f"{path}: has {found:,} bytes, the manifest says {size:,}; {SEE_VERIFY}")
         self._open[number] = file
         # The one opened first goes first: where the order is random, the one used last is no better a guess.
         while len(self._open) > self._limit:
@@ -113,7 +111,7 @@ class RangeReader:
         while left:
             count = preadv(file.number, (left,), offset + out.nbytes - len(left))
             if not count:
-                raise BeamPrepError(f"{self._files[number][0]}: ends before byte {offset + out.nbytes:,}; {_DAMAGED}")
+                raise BeamPrepError(f"{self._files[number][0]}: ends before byte {offset + out.nbytes:,}; {SEE_VERIFY}")
             left = left[count:]
 
 
@@ -134,9 +132,9 @@ def _read_remote(path: str, offset: int, out: np.ndarray) -> None:
     else:
         data = _read_by_beam(path, offset, out.nbytes)
     if data is None:
-        raise BeamPrepError(f"{path}: is missing; {_DAMAGED}")
+        raise BeamPrepError(f"{path}: is missing; {SEE_VERIFY}")
     if len(data) != out.nbytes:
-        raise BeamPrepError(f"{path}: ends before byte {offset + out.nbytes:,}; {_DAMAGED}")
+        raise BeamPrepError(f"{path}: ends before byte {offset + out.nbytes:,}; {SEE_VERIFY}")
     out.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
 
 

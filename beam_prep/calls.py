@@ -180,6 +180,11 @@ class _Handler(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
+def set_up(ctx: click.Context) -> None:
+    """What every command does first; see `set_up_logs`."""
+    set_up_logs(ctx.meta.get(DEBUG, False))
+
+
 def set_up_logs(debug: bool) -> None:
     """Warnings that a user can use; with `debug` everything. Call it before Beam is imported."""
     root = logging.getLogger()

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from beam_prep import __version__
-from beam_prep.calls import STOPPED, Commands, debug_option, set_up_logs
+from beam_prep.calls import STOPPED, Commands, debug_option, set_up
+from beam_prep.cli_outputs import OUTPUT_COMMANDS
 
 if TYPE_CHECKING:
     from beam_prep.config import Config
     from beam_prep.launch import RunOptions
-
-_TRAINERS = ("megatron", "datatrove", "olmo")  # `trainer_views.TRAINERS`
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +60,7 @@ def run(
     CONFIG is a YAML file: a path, gs://… Any other option goes to Beam as it is. With --only-rejected OUT it may be
     left out: then it is the one that OUT was made with.
     """
-    _set_up(ctx)
+    set_up(ctx)
     if only_rejected is not None:
         ctx.exit(_render_rejected(arguments, only_rejected, seed))
     from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
@@ -81,18 +80,17 @@ def run(
 
 def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> int:
     """Prints what is left of the rejected records of `out`; the exit status, 0 if that is nothing."""
-    import tempfile
-
     from beam_prep import tables
     from beam_prep.config import load_config
     from beam_prep.job import resolve_sources
-    from beam_prep.retry_rejected import remembered_call, retry
-    from beam_prep.tokenizer import resolve
+    from beam_prep.retry_rejected import retry
+    from beam_prep.run_file import remembered_call
+    from beam_prep.tokenizer import at_hand
 
     path = arguments[0] if arguments else remembered_call(out)
     config = load_config(path, {"seed": seed})
-    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-        tokenizer = resolve(config.tokenizer, folder)
+    with at_hand(config.tokenizer) as tokenizer:
+        pass
     sources = resolve_sources(config, tokenizer, _base(path))
     results = retry(config, sources, [token for token, _ in tokenizer.special_tokens], out)
     tables.print_retried(tables.open_console(), results)
@@ -108,7 +106,7 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
     from beam_prep import launch, screen
     from beam_prep.errors import BeamPrepError
     from beam_prep.manifest import is_finished, read_manifest
-    from beam_prep.retry_rejected import remember_call
+    from beam_prep.run_file import remember_call
 
     begin = time.monotonic()
     try:
@@ -153,12 +151,6 @@ def _base(path: str) -> Any:
     return Path(path).parent if "://" not in path else None
 
 
-def _set_up(ctx: click.Context) -> None:
-    from beam_prep.calls import DEBUG
-
-    set_up_logs(ctx.meta.get(DEBUG, False))
-
-
 @cli.command()
 @click.argument("config")
 @click.option("--runner", default="local", show_default=True, help="With DataflowRunner: vCPU hours and cost too.")
@@ -181,7 +173,7 @@ def plan(
 
     CONFIG is a YAML file: a path, gs://… Exit status 1 if the run would fail for what its inputs hold.
     """
-    _set_up(ctx)
+    set_up(ctx)
     from beam_prep import plan as plans
     from beam_prep import plan_tables, tables
     from beam_prep.beam_options import check_runner
@@ -209,7 +201,7 @@ def plan(
 @click.pass_context
 def demo(ctx: click.Context, output: str) -> None:
     """The main job on text that every Python installation carries; nothing to download."""
-    _set_up(ctx)
+    set_up(ctx)
     from beam_prep.config import load_config
     from beam_prep.demo import write_demo
     from beam_prep.launch import RunOptions
@@ -229,219 +221,12 @@ def demo(ctx: click.Context, output: str) -> None:
 
 
 @cli.command()
-@click.argument("out")
-@click.option("--sequence", type=click.IntRange(0), metavar="N", help="Decode this sequence.")
-@click.option("--output", metavar="NAME", help="train, val …  [default: the first]")
-@click.option("--full", is_flag=True, help="Print long texts whole.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@debug_option
-@click.pass_context
-def inspect(ctx: click.Context, out: str, sequence: int | None, output: str | None, full: bool, as_json: bool) -> None:
-    """What is in the output OUT: counts, shares, a decoded sequence with its documents."""
-    _set_up(ctx)
-    from beam_prep import inspection, tables
-    from beam_prep.manifest import is_finished, read_manifest
-
-    manifest = read_manifest(out)
-    name = inspection.choose_output(manifest, output)
-    if not is_finished(out, manifest):
-        click.echo(f"warning: {out} is not finished (no matching _SUCCESS); run the job again", err=True)
-    if sequence is None:
-        if as_json:
-            tables.to_json(inspection.summary(out, manifest))
-            return
-        console = tables.open_console()
-        tables.print_output(console, out, manifest)
-        tables.print_where(console, out, manifest)
-        return
-    decoder = inspection.open_decoder(manifest.tokenizer)
-    if decoder.note:
-        click.echo(f"warning: {decoder.note}", err=True)
-    decoded = inspection.read_sequence(out, manifest, name, sequence, decoder)
-    if as_json:
-        tables.to_json(inspection.as_json(decoded))
-    else:
-        tables.print_sequence(tables.open_console(), decoded, full)
-
-
-@cli.command()
-@click.argument("out")
-@click.option("--quick/--full", help="Sizes, index and ledger only; reads no tokens.  [default: full]")
-@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
-@debug_option
-@click.pass_context
-def verify(ctx: click.Context, out: str, quick: bool, as_json: bool) -> None:
-    """Checks the output OUT against its manifest: checksums, index, ledger, every token."""
-    _set_up(ctx)
-    from beam_prep import tables
-    from beam_prep.manifest import read_manifest
-    from beam_prep.screen import duration, size
-    from beam_prep.verification import verify as check
-
-    begin = time.monotonic()
-    read = 0
-
-    def progress(count: int) -> None:
-        nonlocal read
-        read += count
-        if sys.stderr.isatty():
-            click.echo(f"\r{size(read)} verified ", err=True, nl=False)
-
-    findings = check(out, quick, progress)
-    if read and sys.stderr.isatty():
-        click.echo("\r" + " " * 24 + "\r", err=True, nl=False)
-    if as_json:
-        tables.to_json({"output": out, "ok": not findings, "quick": quick, "findings": [f._asdict() for f in findings]})
-    elif findings:
-        place, problem = findings[0]
-        more = f"\n(and {len(findings) - 1} more; --json lists them)" if len(findings) > 1 else ""
-        click.echo(f"error: {out.rstrip('/')}/{place}: {problem}{more}", err=True)
-    else:
-        outputs = read_manifest(out).outputs.values()
-        sequences, tokens = sum(o.sequences for o in outputs), sum(o.tokens for o in outputs)
-        what = "sizes, index and ledger (tokens not read)" if quick else "every token"
-        spent = duration(time.monotonic() - begin)
-        click.echo(f"ok: {out}: {sequences:,} sequences, {tokens:,} tokens; verified {what} in {spent}")
-    ctx.exit(1 if findings else 0)
-
-
-# Unknown options pass, so that -1 is a number.
-@cli.command(context_settings={"ignore_unknown_options": True})
-@click.argument("out")
-@click.argument("number", type=int, required=False, metavar="[N]")
-@click.option("--output", metavar="NAME", help="train, S1/train …  [default: the only one, or train; --find: all]")
-@click.option("--text", is_flag=True, help="Print the text of each document.")
-@click.option("--open", "open_", is_flag=True, help="Print the raw records, read from the inputs.")
-@click.option("--full", is_flag=True, help="Print long texts and records whole.")
-@click.option("--find", "wanted", metavar="WHAT", help="A text, the id of a document, or FILE:OFFSET of a record.")
-@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="With --find; 0: all.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@debug_option
-@click.pass_context
-def trace(
-    ctx: click.Context,
-    out: str,
-    number: int | None,
-    output: str | None,
-    text: bool,
-    open_: bool,
-    full: bool,
-    wanted: str | None,
-    limit: int,
-    as_json: bool,
-) -> None:
-    """Where sequence N of the output OUT comes from: its documents, their files, offsets and licences.
-
-    N counts from 0 over all shards, -1 is the last one. With --find instead of N: the sequences that hold a text
-    (exactly, within one document), a document or a record. Exit status 1 if nothing is found, or if --open finds a
-    record gone or changed.
-    """
-    _set_up(ctx)
-    from beam_prep import tables, trace_tables
-    from beam_prep import trace as tracing
-    from beam_prep.errors import ConfigError
-    from beam_prep.find import find, found_as_json
-    from beam_prep.inspection import choose_output, open_decoder
-    from beam_prep.manifest import read_manifest
-
-    if (number is None) == (wanted is None):
-        raise ConfigError("give the number of a sequence, or --find WHAT")
-    if wanted is not None and (text or open_):
-        raise ConfigError("--text and --open are for one sequence; give its number without --find")
-    manifest = read_manifest(out)
-    tracing.require_finished(out, manifest)
-    if wanted is not None:
-        names = list(manifest.outputs) if output is None else [choose_output(manifest, output)]
-        found = find(out, manifest, names, wanted, limit or None)
-        if as_json:
-            tables.to_json(found_as_json(found))
-        else:
-            trace_tables.print_found(tables.open_console(), out, wanted, found)
-        ctx.exit(0 if found.matches else 1)
-    assert number is not None
-    name = tracing.which_output(manifest, output)
-    decoder = open_decoder(manifest.tokenizer) if text else None
-    if decoder is not None and decoder.note:
-        click.echo(f"warning: {decoder.note}", err=True)
-    traced = tracing.trace_sequence(out, manifest, name, number, decoder)
-    if open_:
-        traced = tracing.open_records(traced, out, manifest)
-    if as_json:
-        tables.to_json(tracing.as_json(traced, text))
-    else:
-        trace_tables.print_trace(tables.open_console(), traced, text, full)
-    ctx.exit(1 if tracing.lost(traced) else 0)
-
-
-@cli.command()
-@click.argument("out")
-@debug_option
-@click.pass_context
-def report(ctx: click.Context, out: str) -> None:
-    """Writes report.html of the output OUT again, from its manifest and the files beside it."""
-    _set_up(ctx)
-    from beam_prep.errors import BeamPrepError
-    from beam_prep.manifest import is_finished, read_manifest
-    from beam_prep.report import tokenizer_of, write_report
-
-    manifest = read_manifest(out)
-    if not is_finished(out, manifest):
-        raise BeamPrepError(f"{out}: is not finished (no matching _SUCCESS); run the job again")
-    tokenizer = tokenizer_of(manifest)
-    if tokenizer is None:
-        click.echo("warning: the tokenizer is not to be had as it was; nothing on tokens per byte, no text", err=True)
-    click.echo(f"written: {write_report(out, manifest, tokenizer)}")
-
-
-@cli.command()
-@click.argument("out")
-@click.option("--context-length", "lengths", type=click.IntRange(1), multiple=True, metavar="N", help="Tokens each.")
-@click.option("--for", "trainers", type=click.Choice(_TRAINERS), multiple=True, help="Index files of that trainer.")
-@click.option("--output", "names", metavar="NAME", multiple=True, help="train, S3/train …  [default: all]")
-@debug_option
-@click.pass_context
-def view(
-    ctx: click.Context, out: str, lengths: tuple[int, ...], trainers: tuple[str, ...], names: tuple[str, ...]
-) -> None:
-    """More indexes over the shards of the output OUT; no token is copied.
-
-    --context-length 4096 writes `index-4096` beside `index`: a sequence of 32,768 is eight of 4,096 there. --for writes
-    Megatron's .idx, datatrove's .ds.index (also nanotron's), OLMo-core's .csv.gz. All three may be given repeatedly.
-    """
-    _set_up(ctx)
-    from beam_prep import tables, views
-    from beam_prep.errors import BeamPrepError, ConfigError
-    from beam_prep.inspection import choose_output
-    from beam_prep.manifest import is_finished, read_manifest
-    from beam_prep.trainer_views import write_trainer_view
-
-    if not lengths and not trainers:
-        raise ConfigError("nothing to index: give --context-length N, --for TRAINER, or both")
-    manifest = read_manifest(out)
-    if not is_finished(out, manifest):
-        raise BeamPrepError(f"{out}: is not finished (no matching _SUCCESS); run the job again")
-    chosen = [choose_output(manifest, name) for name in names] or list(manifest.outputs)
-    # All of them, before the first is written.
-    fits = [(length, *views.choose(manifest.outputs, names, length)) for length in dict.fromkeys(lengths)]
-    for length, fitting, left_out in fits:
-        for name in fitting:
-            tables.print_view(out, name, length, views.write_output_view(out, name, manifest.outputs[name], length))
-        for name, reason in left_out:
-            click.echo(f"skipped {name}: {reason}")
-    for trainer in dict.fromkeys(trainers):
-        for name in dict.fromkeys(chosen):
-            entry = manifest.outputs[name]
-            written = write_trainer_view(out, name, entry, manifest.tokenizer.vocab_size, trainer)
-            tables.print_trainer_view(out, name, entry, trainer, written)
-
-
-@cli.command()
 @click.argument("name", required=False)
 @debug_option
 @click.pass_context
 def datasets(ctx: click.Context, name: str | None) -> None:
     """The datasets that ship with beam-prep; with NAME one of them, with an example."""
-    _set_up(ctx)
+    set_up(ctx)
     from beam_prep import catalog, tables
     from beam_prep.rendering import render_example
 
@@ -469,7 +254,7 @@ def render(
 
     CONFIG is a YAML file: a path, gs://…
     """
-    _set_up(ctx)
+    set_up(ctx)
     from beam_prep import rendering, storage, tables
     from beam_prep.config import load_config
 
@@ -482,6 +267,10 @@ def render(
 
     storage.write_bytes(html, [page(f"{config}: rendered", renderings).encode()])
     click.echo(f"written: {html}")
+
+
+for _command in OUTPUT_COMMANDS:
+    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,11 +20,8 @@ from beam_prep import boundaries, storage
 from beam_prep.boundaries import Boundaries
 from beam_prep.byte_ranges import RangeReader, read_file
 from beam_prep.errors import BeamPrepError, ConfigError
+from beam_prep.layout import MANIFEST, SUCCESS
 from beam_prep.sampling import ResumableSampler
-
-# As in `finalize`, which would bring in the whole pipeline.
-MANIFEST = "manifest.json"
-SUCCESS = "_SUCCESS"
 
 EXTRAS = ("document_ids", "position_ids", "cu_seqlens", "sources")
 _DTYPES = {"uint32": np.dtype("<u4")}

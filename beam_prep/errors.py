@@ -11,6 +11,10 @@ import re
 _MARK = re.compile(r"\[beam-prep-error:([A-Za-z0-9+/=]+)\]")
 
 
+SEE_VERIFY = "`beam-prep verify` says what is off"
+"""What to do when a file of an output is not as its run left it."""
+
+
 class BeamPrepError(Exception):
     """A failed run (exit status 1): the message says what happened, where, and what to do."""
 

@@ -13,14 +13,12 @@ from beam_prep.buckets import PackedShard
 from beam_prep.errors import BeamPrepError
 from beam_prep.index import write_index
 from beam_prep.job import Job
+from beam_prep.layout import MANIFEST, SUCCESS
 from beam_prep.place import PlacedTally
 from beam_prep.progress import snapshot
+from beam_prep.run_file import keep_step_times, step_times
 from beam_prep.shards import ShardRecord, write_shard
-from beam_prep.step_times import keep_step_times, step_times
 from beam_prep.views import fitting, write_view
-
-MANIFEST = "manifest.json"
-SUCCESS = "_SUCCESS"
 
 
 def finalize(

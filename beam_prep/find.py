@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -12,18 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_prep import storage
-from beam_prep.errors import BeamPrepError, ConfigError
+from beam_prep.errors import SEE_VERIFY, BeamPrepError, ConfigError
 from beam_prep.find_text import TextFinder, find_in_file, read_vocabulary, sample_ids
 from beam_prep.inspection import Decoder, Part, read_documents
 from beam_prep.manifest import Manifest, ShardEntry, TokenizerEntry
+from beam_prep.tokenizer import at_hand, changed_since
 from beam_prep.tokenizer import decoder as load_tokenizer
-from beam_prep.tokenizer import resolve
 
 _CONTEXT_TOKENS = 24
 """Shown of a document before and behind what was found in it."""
 _ID = re.compile(r"[0-9a-f]{32}")
 _PLACE = re.compile(r"(.+):(\d{1,19})", re.S)
-_DAMAGED = "`beam-prep verify` says what is off"
 
 
 class Match(NamedTuple):
@@ -107,7 +105,7 @@ def _read_sidecar(path: str, **how: Any) -> pa.Table:
     try:
         return read_documents(path, **how)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise BeamPrepError(f"{path}: cannot be read ({' '.join(str(error).split())}); {_DAMAGED}") from None
+        raise BeamPrepError(f"{path}: cannot be read ({' '.join(str(error).split())}); {SEE_VERIFY}") from None
 
 
 def _files(output: str, manifest: Manifest, names: Sequence[str], wanted: str) -> list[str]:
@@ -152,19 +150,15 @@ def _ids(path: str, begin: int, count: int) -> np.ndarray:
     try:
         return np.frombuffer(storage.read_range(path, 4 * begin, 4 * count), "<u4").astype(np.int64)
     except OSError as error:
-        raise BeamPrepError(f"{path}: cannot be read ({error}); {_DAMAGED}") from None
+        raise BeamPrepError(f"{path}: cannot be read ({error}); {SEE_VERIFY}") from None
 
 
 def _open(entry: TokenizerEntry) -> tuple[Decoder, Any]:
     """The tokenizer of an output: for reading, and itself."""
-    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-        spec = resolve(entry.name, folder)
+    with at_hand(entry.name) as spec:
         tokenizer = load_tokenizer(spec)
-    if spec.sha256 != entry.sha256:
-        raise BeamPrepError(
-            f"tokenizer {entry.name!r} is another one today (sha256 {spec.sha256[:12]}…) than the one that made this "
-            f"output ({entry.sha256[:12]}…), and cannot say which text its tokens are"
-        )
+    if changed := changed_since(spec, entry.sha256):
+        raise BeamPrepError(f"{changed}, and cannot say which text its tokens are")
     return Decoder(tokenizer, {id_: token for token, id_ in spec.special_tokens}), tokenizer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.index import read_location
 from beam_prep.manifest import Manifest, TokenizerEntry, is_finished
 from beam_prep.parquet import is_parquet
-from beam_prep.tokenizer import decoder, resolve
+from beam_prep.tokenizer import at_hand, changed_since, decoder
 
 
 class Part(NamedTuple):
@@ -123,15 +122,10 @@ def open_decoder(entry: TokenizerEntry) -> Decoder:
     Raises:
       ConfigError: the tokenizer is not to be had (any more).
     """
-    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-        spec = resolve(entry.name, folder)
+    with at_hand(entry.name) as spec:
         tokenizer = decoder(spec)
-    note = None
-    if spec.sha256 != entry.sha256:
-        note = (
-            f"tokenizer {entry.name!r} is another one today (sha256 {spec.sha256[:12]}…) than the one that made this "
-            f"output ({entry.sha256[:12]}…); the text may be wrong"
-        )
+    changed = changed_since(spec, entry.sha256)
+    note = changed and f"{changed}; the text may be wrong"
     return Decoder(tokenizer, {id_: token for token, id_ in spec.special_tokens}, note)
 
 

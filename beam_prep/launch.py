@@ -18,9 +18,10 @@ from beam_prep import storage
 from beam_prep.config import Config, load_config
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
 from beam_prep.job import Job, make_job, resolve_sources
-from beam_prep.output_folder import WORK_FOLDER, AlreadyDone, Claim, claim, release
+from beam_prep.layout import WORK_FOLDER
+from beam_prep.output_folder import AlreadyDone, Claim, claim, release
 from beam_prep.parquet import is_parquet
-from beam_prep.retry_rejected import remember_call
+from beam_prep.run_file import remember_call
 from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import load_ahead
 from beam_prep.tokenizer import resolve as resolve_tokenizer

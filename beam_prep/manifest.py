@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
-from beam_prep.finalize import MANIFEST, SUCCESS
+from beam_prep.layout import MANIFEST, SUCCESS
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -144,3 +144,9 @@ def is_finished(output: str, manifest: Manifest) -> bool:
     """Whether `_SUCCESS` stands there and names the manifest's fingerprint, in its first line."""
     path = storage.join(output, SUCCESS)
     return storage.exists(path) and storage.read_bytes(path).partition(b"\n")[0] == manifest.fingerprint.encode()
+
+
+def require_finished(output: str, manifest: Manifest) -> None:
+    """Raises BeamPrepError if the output has no `_SUCCESS`, or that of another run."""
+    if not is_finished(output, manifest):
+        raise BeamPrepError(f"{output}: is not finished (no matching {SUCCESS}); run the job again")

@@ -15,11 +15,9 @@ from filelock import FileLock, Timeout
 
 from beam_prep import resume, storage
 from beam_prep.errors import BeamPrepError
-from beam_prep.finalize import MANIFEST, SUCCESS
 from beam_prep.job import Job
-from beam_prep.retry_rejected import CALL_FILE
+from beam_prep.layout import MANIFEST, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS, WORK_FOLDER
 
-WORK_FOLDER = ".work"
 _CLAIM = "claim.json"
 _LOCK = "lock"
 _TORN = re.compile(rf"(?:(.*)\.|\.probe-)[0-9a-f]{{8}}{re.escape(storage.TEMPORARY)}")
@@ -184,7 +182,7 @@ def _ours(job: Job, before: dict) -> list[str]:
     """Names below the output that this job, or the run before it, made."""
     outputs = {output.name for output in job.outputs} | _outputs_before(job, before)
     folders = sorted({name.split("/")[0] for name in outputs})
-    return ["rejected", "report.html", CALL_FILE, MANIFEST, SUCCESS, WORK_FOLDER, *folders]
+    return [REJECTED_FOLDER, REPORT, RUN_FILE, MANIFEST, SUCCESS, WORK_FOLDER, *folders]
 
 
 def _clear_torn(job: Job, work: str | None, ours: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,7 @@ from beam_prep.outputs import outputs_of
 from beam_prep.sample_records import SAMPLE_BYTES
 from beam_prep.sampled_source import SampledSource, sample_source
 from beam_prep.sources import InputFile, match_source
-from beam_prep.tokenizer import encoder
-from beam_prep.tokenizer import resolve as resolve_tokenizer
+from beam_prep.tokenizer import at_hand, encoder
 
 DATAFLOW = "DataflowRunner"
 
@@ -52,8 +50,7 @@ def forecast(
       ConfigError: the configuration cannot be carried out.
       BeamPrepError: a file cannot be read. (That the wishes cannot be met is part of the result.)
     """
-    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-        tokenizer = resolve_tokenizer(config.tokenizer, folder)
+    with at_hand(config.tokenizer) as tokenizer:
         sources = resolve_sources(config, tokenizer, base)
         outputs = outputs_of(config, [source.template.purpose for source in sources])
         files: list[list[InputFile]] = []

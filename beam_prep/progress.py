@@ -14,7 +14,6 @@ import numpy as np
 
 STEPS = ("read", "transform", "mix", "tokenize", "pack", "write")
 """Steps whose busy time is kept."""
-_FIELDS = ("bytes", "documents", "tokens", "written", "planned", "found", *STEPS)
 _Item = TypeVar("_Item")
 _lock = threading.Lock()
 _maps: dict[str, np.ndarray] = {}
@@ -34,6 +33,8 @@ class Snapshot(NamedTuple):
     """Tokens that the shards will hold; 0 until the mixture is known."""
     found: int = 0
     """Of `bytes`, those that an earlier attempt had read."""
+    kept: int = 0
+    """Of `written`, those that an earlier attempt had written."""
     read: int = 0
     """Nanoseconds that this step was busy, as are the following ones."""
     transform: int = 0
@@ -53,12 +54,12 @@ class Progress:
         """Adds to counters, by the names of `Snapshot`."""
         if self._counters is not None:
             for name, amount in amounts.items():
-                self._counters[_FIELDS.index(name)] += amount
+                self._counters[Snapshot._fields.index(name)] += amount
 
     def plan(self, tokens: int) -> None:
         """Sets how many tokens will be written."""
         if self._counters is not None:
-            self._counters[_FIELDS.index("planned")] = tokens
+            self._counters[Snapshot._fields.index("planned")] = tokens
 
     @contextmanager
     def busy(self, step: str) -> Iterator[None]:
@@ -82,26 +83,26 @@ class Progress:
 
 def _counters(work: str) -> np.ndarray:
     with _lock:
-        key = f"{work}\0{os.getpid()}"
-        if key not in _maps:
-            folder = os.path.join(work, "progress")
-            os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, str(os.getpid())), "w+b") as file:
-                file.write(bytes(8 * len(_FIELDS)))  # a page without a place on a full disk would kill the process
+        path = os.path.join(work, "progress", str(os.getpid()))
+        if path not in _maps or not os.path.exists(path):  # the folder of an earlier run in this process may be gone
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w+b") as file:
+                # A page without a place on a full disk would kill the process.
+                file.write(bytes(8 * len(Snapshot._fields)))
                 file.flush()
-                _maps[key] = np.frombuffer(mmap.mmap(file.fileno(), 0), np.int64)
-        return _maps[key]
+                _maps[path] = np.frombuffer(mmap.mmap(file.fileno(), 0), np.int64)
+        return _maps[path]
 
 
 def snapshot(work: str) -> Snapshot:
     """The sums of all processes' counters."""
     folder = os.path.join(work, "progress")
-    total = np.zeros(len(_FIELDS), np.int64)
+    total = np.zeros(len(Snapshot._fields), np.int64)
     try:
         for name in os.listdir(folder):
             with open(os.path.join(folder, name), "rb") as file:
-                data = file.read(8 * len(_FIELDS))
-            if len(data) == 8 * len(_FIELDS):
+                data = file.read(8 * len(Snapshot._fields))
+            if len(data) == 8 * len(Snapshot._fields):
                 total += np.frombuffer(data, np.int64)
     except FileNotFoundError:
         pass

@@ -15,11 +15,9 @@ from beam_prep.compression import checked_kind, decompressed
 from beam_prep.errors import BeamPrepError
 from beam_prep.lines import CutLine, line_size, split_lines
 from beam_prep.parquet import is_parquet, read_row_groups
-from beam_prep.sources import Position, Span, Unit, is_compressed
+from beam_prep.sources import START, Position, Span, Unit, is_compressed
 
 _BOM = b"\xef\xbb\xbf"
-
-START = Position(0, 0)
 
 
 class RecordBatch(NamedTuple):

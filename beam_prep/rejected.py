@@ -9,10 +9,9 @@ from typing import NamedTuple
 from beam_prep import carrier as carriers
 from beam_prep import storage
 from beam_prep.carrier import Payload
+from beam_prep.layout import REJECTED_FOLDER
 from beam_prep.runs import rejected_rows
 from beam_prep.transform import dead_letter
-
-REJECTED_FOLDER = "rejected"
 
 
 class RejectBlock(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,8 +18,7 @@ from beam_prep.job import Source, resolve_sources
 from beam_prep.reading import RecordBatch, read_span
 from beam_prep.sources import Span, match_source
 from beam_prep.templates import IM_END, IM_START, Context, Document, Filtered, Reject, Template, compile_template
-from beam_prep.tokenizer import SEPARATOR, Encoder, TokenizerSpec, encoder
-from beam_prep.tokenizer import resolve as resolve_tokenizer
+from beam_prep.tokenizer import SEPARATOR, Encoder, TokenizerSpec, at_hand, encoder
 from beam_prep.transform import Transformer, compile_transformer, parse_record, transform_batch
 
 ENOUGH_ROWS = 1_000
@@ -80,8 +78,7 @@ def render_config(config: Config, base: Path | None = None, dataset: str | None 
         near = difflib.get_close_matches(dataset, names, n=1)
         raise ConfigError(f"dataset {dataset!r}: did you mean {near[0]!r}?" if near else _no_dataset(dataset, names))
     chosen = config.model_copy(update={"datasets": [d for d in config.datasets if dataset in (None, d.name)]})
-    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-        tokenizer = resolve_tokenizer(config.tokenizer, folder)
+    with at_hand(config.tokenizer) as tokenizer:
         sources = resolve_sources(chosen, tokenizer, base)
         encode = encoder(tokenizer, config.tokenizer_backend)
     return [render_source(source, tokenizer, encode, config.seed, n) for source in sources]

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import itertools
 import logging
-import tempfile
 import threading
 from typing import NamedTuple
 
@@ -19,13 +18,13 @@ import pyarrow as pa
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError
 from beam_prep.inspection import unit, visible
+from beam_prep.layout import REPORT
 from beam_prep.manifest import LedgerEntry, Manifest, parse_manifest
 from beam_prep.report_distributions import Distributions, read_distributions, vocabulary
 from beam_prep.retry_rejected import read_dead_letters
-from beam_prep.step_times import StepTime, kept_step_times
-from beam_prep.tokenizer import TokenizerSpec, resolve
+from beam_prep.run_file import StepTime, kept_step_times
+from beam_prep.tokenizer import TokenizerSpec, at_hand, changed_since
 
-REPORT = "report.html"
 UNKNOWN = "not known"
 """Licence of a source that names none."""
 _EXAMPLE_CHARS = 400
@@ -189,15 +188,14 @@ def _short(text: str) -> str:
 
 def tokenizer_of(manifest: Manifest) -> TokenizerSpec | None:
     """The tokenizer that made an output; None if it is not to be had, or is another one today."""
-    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-        try:
-            spec = resolve(manifest.tokenizer.name, folder)
-            if spec.sha256 != manifest.tokenizer.sha256:
+    try:
+        with at_hand(manifest.tokenizer.name) as spec:
+            if changed_since(spec, manifest.tokenizer.sha256):
                 return None
             vocabulary(spec)  # kept from now on, where the file is not
-        except BeamPrepError:
-            return None
-    return spec
+            return spec
+    except BeamPrepError:
+        return None
 
 
 def write_report(output: str, manifest: Manifest, tokenizer: TokenizerSpec | None) -> str:

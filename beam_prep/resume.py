@@ -28,10 +28,9 @@ from beam_prep import storage
 from beam_prep.carrier import Carrier, FileSlice, Payload
 from beam_prep.runs import Run, run_digest, run_name
 from beam_prep.shards import ShardRecord
-from beam_prep.sources import Position
+from beam_prep.sources import START, Position
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_START = Position(0, 0)
 _PAYLOADS = ("entries", "tokens", "files", "rejects")
 _FORMAT = 1
 """Of the records; one of another format is none."""
@@ -74,7 +73,7 @@ def keep_run(carrier: Carrier, finished: FinishedRun, digest: str) -> None:
     if carrier.work is None:
         return
     unit, _, number = finished.run.name.rpartition("-")
-    begin = _START
+    begin = START
     if int(number):
         before = _load_run(carrier.work, f"{unit}-{int(number) - 1:05d}")
         if before is None:
@@ -88,7 +87,7 @@ def finished_runs(carrier: Carrier, source: int, unit: str) -> list[FinishedRun]
     found: list[FinishedRun] = []
     if carrier.work is None:
         return found
-    begin = _START
+    begin = START
     while True:
         kept = _load_run(carrier.work, run_name(source, unit, len(found)))
         if kept is None or kept.begin != begin:

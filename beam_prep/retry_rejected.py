@@ -16,13 +16,10 @@ from beam_prep import storage
 from beam_prep.config import Config
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.job import Source
+from beam_prep.layout import REJECTED_FOLDER
 from beam_prep.reading import RecordBatch
-from beam_prep.rejected import REJECTED_FOLDER
 from beam_prep.templates import compile_template
 from beam_prep.transform import TOO_LONG, Transformer, compile_transformer, transform_batch
-
-CALL_FILE = "run.json"
-"""Beside the outputs: how the run was called (`configuration`), and how long its steps were busy (`steps`)."""
 
 
 @dataclass
@@ -39,26 +36,6 @@ class Retried:
     """Reasons that are left."""
     first: dict[str, str] = field(default_factory=dict)
     """For each reason that is left: place and message of the first record."""
-
-
-def remember_call(output: str, configuration: str) -> None:
-    """Notes which configuration file an output was asked for with."""
-    storage.write_bytes(storage.join(output, CALL_FILE), [orjson.dumps({"configuration": configuration}) + b"\n"])
-
-
-def remembered_call(output: str) -> str:
-    """The configuration file that `output` was asked for with.
-
-    Raises:
-      ConfigError: nothing is noted there.
-    """
-    try:
-        return orjson.loads(storage.read_bytes(storage.join(output, CALL_FILE)))["configuration"]
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(
-            f"{output}: does not say which configuration it was made with; give it: "
-            f"beam-prep run CONFIG --only-rejected {output}"
-        ) from None
 
 
 def read_dead_letters(output: str, dataset: str) -> Iterator[dict]:

@@ -54,6 +54,10 @@ class Position(NamedTuple):
     """The first byte (row, for Parquet) of its file that is not done."""
 
 
+START = Position(0, 0)
+"""Of every unit."""
+
+
 class Unit(NamedTuple):
     """A unit of reading: spans of one source, done by one worker. `name` follows from the spans alone."""
 

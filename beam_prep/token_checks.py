@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_prep import storage
-from beam_prep.finalize import MANIFEST
 from beam_prep.findings import Figures, Finding, Progress, read_if_there
+from beam_prep.layout import MANIFEST
 from beam_prep.manifest import Manifest, OutputEntry, ShardEntry
 from beam_prep.mix import id_text
 from beam_prep.order_checks import misplaced, order_of

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -77,6 +80,31 @@ def resolve(name: str, keep_in: str | None = None) -> TokenizerSpec:
     location = storage.join(keep_in or ".", "tokenizer.json")
     storage.write_bytes(location, [data])
     return _describe(name, location, data)
+
+
+@contextmanager
+def at_hand(name: str) -> Iterator[TokenizerSpec]:
+    """The tokenizer that a configuration or manifest names, its file there as long as the context is open.
+
+    Raises:
+      ConfigError: see `resolve`.
+    """
+    with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
+        yield resolve(name, folder)
+
+
+def changed_since(spec: TokenizerSpec, sha256: str) -> str | None:
+    """What is wrong if a tokenizer is not the one that made an output; None if it is.
+
+    Args:
+      sha256: the tokenizer's in the output's manifest.
+    """
+    if spec.sha256 == sha256:
+        return None
+    return (
+        f"tokenizer {spec.name!r} is another one today (sha256 {spec.sha256[:12]}…) than the one that made this output "
+        f"({sha256[:12]}…)"
+    )
 
 
 def _bundled(name: str) -> TokenizerSpec:

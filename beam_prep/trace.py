@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -20,14 +19,14 @@ from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.inspection import DecodedSequence, Decoder, Part, SequenceSpan, choose_output, read_sequence, unit
 from beam_prep.inspection import as_json as sequence_as_json
 from beam_prep.lines import MAX_RECORD_BYTES
-from beam_prep.manifest import Manifest, is_finished
+from beam_prep.manifest import Manifest
 from beam_prep.mix import document_ids, id_text
 from beam_prep.parquet import is_parquet
 from beam_prep.reading import read_span
-from beam_prep.retry_rejected import remembered_call
+from beam_prep.run_file import remembered_call
 from beam_prep.sources import Span, is_compressed
 from beam_prep.templates import Context, Renderer, compile_template
-from beam_prep.tokenizer import resolve
+from beam_prep.tokenizer import at_hand
 from beam_prep.transform import parse_record
 
 _READ_BYTES = 64 << 10
@@ -65,12 +64,6 @@ class _Untold:
 
     def parts(self, ids: np.ndarray) -> list[Part]:
         return []
-
-
-def require_finished(output: str, manifest: Manifest) -> None:
-    """Raises BeamPrepError if the output has no `_SUCCESS`, or that of another run."""
-    if not is_finished(output, manifest):
-        raise BeamPrepError(f"{output}: is not finished (no matching _SUCCESS); run the job again")
 
 
 def which_output(manifest: Manifest, name: str | None) -> str:
@@ -251,8 +244,8 @@ class _Check:
         dataset = next((d for d in config.datasets if d.name == source), None)
         if dataset is None:
             raise ConfigError(f"the manifest's configuration has no dataset {source!r}")
-        with tempfile.TemporaryDirectory(prefix="beam-prep-") as folder:
-            special = [token for token, _ in resolve(self._manifest.tokenizer.name, folder).special_tokens]
+        with at_hand(self._manifest.tokenizer.name) as spec:
+            special = [token for token, _ in spec.special_tokens]
         return compile_template(catalog.resolve(dataset, self._base()), special)
 
     def _base(self) -> Path | None:

@@ -41,7 +41,7 @@ from beam_prep.transform import DocumentBatch, Transformer, compile_transformer,
 
 
 class _DoFn(beam.DoFn):
-    """A DoFn whose user errors survive the runner. Subclasses write `work` (and `end`) instead of `process`."""
+    """A DoFn of the job; its methods are `_guarded`."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -87,7 +87,7 @@ class Split(_DoFn):
 class Read(_DoFn):
     """Unit → record batches."""
 
-    def __init__(self, job: Job, name: str):
+    def __init__(self, job: Job):
         super().__init__(job)
         self._bytes = Metrics.counter("read", "bytes")
         self._records = Metrics.counter("read", "lines")
@@ -97,7 +97,7 @@ class Read(_DoFn):
         """Yields the batches of a unit, in order."""
         unit = sources.Unit(*unit)
         finished = resume.finished_runs(self._job.carrier, unit.source, unit.name)
-        begin = sources.Position(0, 0)
+        begin = sources.START
         if finished:
             begin = sources.Position(len(unit.spans), 0) if finished[-1].last else finished[-1].end
             done = sum(f.run.tally["bytes"] for f in finished), sum(f.run.tally["rendered"] for f in finished)
@@ -391,7 +391,7 @@ class Write(_DoFn):
             shard = shard._replace(bucket=planned.buckets - 1)
         folder = storage.join(job.output, planned.output.name)
         shard = shard._replace(blocks=tuple(place.Block(*block) for block in shard.blocks))
-        record = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder)
+        record = found = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder)
         if record is None:
             length, eod = planned.output.context_length, job.tokenizer.eod_token_id
             with self._progress.busy("write"):
@@ -401,7 +401,8 @@ class Write(_DoFn):
             give_back(shard)
         self._sequences.inc(record.sequences)
         self._bytes.inc(record.bytes)
-        self._progress.add(written=sum(record.source_tokens) + record.dropped_tokens)
+        tokens = sum(record.source_tokens) + record.dropped_tokens
+        self._progress.add(written=tokens, kept=tokens if found else 0)
         yield record
 
 

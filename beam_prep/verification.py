@@ -17,11 +17,11 @@ import orjson
 from beam_prep import storage
 from beam_prep.config import Config
 from beam_prep.errors import BeamPrepError, ConfigError
-from beam_prep.finalize import MANIFEST, SUCCESS, success_mark
+from beam_prep.finalize import success_mark
 from beam_prep.findings import Figures, Finding, Progress, read_if_there, shown
 from beam_prep.index import ENTRY_BYTES, FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, difference, index_files
+from beam_prep.layout import MANIFEST, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS
 from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, SourceEntry, parse_manifest
-from beam_prep.rejected import REJECTED_FOLDER
 from beam_prep.split_checks import check_leaks
 from beam_prep.token_checks import check_tokens
 from beam_prep.tokenizer import BUNDLED, resolve
@@ -30,7 +30,7 @@ from beam_prep.views import asked_views, check_views, fitting, view_files, view_
 
 _GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 """Without a name and a time, as `write_rejected` has it."""
-_OTHER_FILES = (SUCCESS, MANIFEST, "report.html", "run.json")
+_OTHER_FILES = (SUCCESS, MANIFEST, REPORT, RUN_FILE)
 
 
 def verify(output: str, quick: bool = False, progress: Progress = lambda size: None) -> list[Finding]:

@@ -19,8 +19,7 @@ from beam_prep.tokenizer import TokenizerSpec, decoder
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-EXAMPLE = "examples/real_data.yaml"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "real_data.yaml"
 
 FIRST_BYTES = 2_200_000
 """Documents that begin before this byte of their file are compared."""
@@ -56,13 +55,14 @@ class Sample(NamedTuple):
 
 @pytest.fixture(scope="module")
 def out(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The output of the example as it stands."""
-    folder = tmp_path_factory.mktemp("real") / "out"
+    """The output of the example as it stands, in a folder that has the data where the example looks for it."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "data").symlink_to(real_data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        config = load_config(EXAMPLE, {"output": str(folder)})
+        patch.chdir(folder)
+        config = load_config(str(EXAMPLE), {"output": str(folder / "out")})
         run(prepare(config, RunOptions()))
-        yield folder
+        yield folder / "out"
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def documents(out: Path) -> dict[Place, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def records(documents: dict[Place, np.ndarray]) -> dict[str, dict[int, bytes]]:
+def records(out: Path, documents: dict[Place, np.ndarray]) -> dict[str, dict[int, bytes]]:
     """File → offset → line, of every input."""
-    return {file: raw_lines(REPOSITORY / file) for file in sorted({where.file for where in documents})}
+    return {file: raw_lines(out.parent / file) for file in sorted({where.file for where in documents})}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,6 @@ def test_forager_reads_every_sequence(out: Path) -> None:
 
 
 def test_there_is_nothing_to_do_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.chdir(out.parent)
     with pytest.raises(AlreadyDone):
-        prepare(load_config(EXAMPLE, {"output": str(out)}), RunOptions())
+        prepare(load_config(str(EXAMPLE), {"output": str(out)}), RunOptions())

@@ -18,8 +18,8 @@ from small_job import CONFIG, start, write_inputs
 
 from beam_prep import report, report_page
 from beam_prep.cli import cli
-from beam_prep.finalize import MANIFEST
 from beam_prep.inspection import open_decoder, read_sequence
+from beam_prep.layout import MANIFEST
 from beam_prep.manifest import Manifest, parse_manifest, read_manifest
 from beam_prep.report import gather, tokenizer_of, try_report, write_report
 from beam_prep.report_distributions import (

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from beam_prep.cli import cli
 from beam_prep.errors import ConfigError
-from beam_prep.retry_rejected import remembered_call
+from beam_prep.run_file import remembered_call
 
 ROWS = [b'{"text": "good"}', b'{"texte": "misnamed"}', b"not json", b"\xff\xfe", b'{"texte": "short"}']
 

@@ -1,0 +1,11 @@
+"""Names in an output's folder. Without imports, so that the reader for training may use them."""
+
+MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+"""Written last: the run's fingerprint, and the sha256 of the manifest."""
+REPORT = "report.html"
+RUN_FILE = "run.json"
+"""How the run was called, and how long its steps were busy: equal runs may differ here, and in the report."""
+REJECTED_FOLDER = "rejected"
+WORK_FOLDER = ".work"
+"""Of a run that is not finished: spilled tokens, and the records of what is done."""
