@@ -13,9 +13,9 @@ import orjson
 
 from beam_prep import carrier as carriers
 from beam_prep.best_fit import pack_best_fit
+from beam_prep.blocks import PLACED, Block, Origin, Origins, keep_block, keep_origins, load_origins, row_views
 from beam_prep.carrier import Carrier, FileSlice, Payload
 from beam_prep.packing import SPAN, Packed, pack_concat, with_rest
-from beam_prep.place import PLACED, Block, inline_block, row_views
 from beam_prep.retries import attempt
 
 _GAP_BYTES = 256 << 10
@@ -32,10 +32,8 @@ class Bucket(NamedTuple):
     """The documents of a bucket in the order of its stream."""
 
     placed: np.ndarray
-    """`PLACED[n]`."""
-    block: np.ndarray
-    """int64[n]: index of each document's block."""
-    blocks: tuple[Block, ...]
+    """`PLACED[n]`; `origin` counts in `origins`."""
+    origins: tuple[Origin, ...]
 
 
 class PackedShard(NamedTuple):
@@ -47,25 +45,34 @@ class PackedShard(NamedTuple):
     spans: Payload
     """`SPAN[n]`; rows count in `rows`."""
     rows: Payload
-    """`PLACED[n]` in the order of the stream."""
-    row_blocks: Payload
-    """int64[n]: index of each row's block."""
-    blocks: tuple[Block, ...]
+    """`PLACED[n]` in the order of the stream; `origin` counts in `origins`."""
+    origins: Origins
     dropped_tokens: int
     """Tokens of the rest that `tail: drop` leaves out."""
 
 
 def load_bucket(blocks: Sequence[Block]) -> Bucket:
     """Brings the documents of a bucket into order: (rank of the block, key, id, copy), and nothing else."""
-    ordered = sorted(blocks, key=lambda b: (b.rank, b.source))
-    parts = [np.frombuffer(carriers.load(b.placed), PLACED) for b in ordered]
-    sizes = [len(p) for p in parts]
+    parts, sizes = [], []
+    origins: list[Origin] = []
+    firsts: dict[Origins, int] = {}
+    for block in blocks:
+        rows = np.frombuffer(carriers.load(block.placed), PLACED).copy()
+        shared = isinstance(block.origins, FileSlice)
+        first = firsts.get(block.origins) if shared else None
+        if first is None:
+            first = len(origins)
+            origins += load_origins(block.origins)
+            if shared:
+                firsts[block.origins] = first
+        rows["origin"] += first
+        parts.append(rows)
+        sizes.append(len(rows))
     placed = np.concatenate(parts)
-    block = np.repeat(np.arange(len(ordered)), sizes)
-    rank = np.repeat([b.rank for b in ordered], sizes)
+    rank = np.repeat([block.rank for block in blocks], sizes)
     # A document cut by `tail` of several buckets may stand here twice with one key: `position` keeps its parts apart.
     order = np.lexsort((placed["position"], placed["copy"], placed["low"], placed["high"], placed["key"], rank))
-    return Bucket(placed[order], block[order], tuple(ordered))
+    return Bucket(placed[order], tuple(origins))
 
 
 def pack_bucket(
@@ -88,6 +95,7 @@ def pack_bucket(
     Returns:
       The shard, and the blocks of the rest (for the last bucket, which packs all rests together).
     """
+    name = f"packed/{output}/{bucket:06d}"
     content = load_bucket(blocks)
     packed = PACKERS[packing](content.placed["tokens"], context_length)
     remainder: list[Block] = []
@@ -97,47 +105,36 @@ def pack_bucket(
     elif last:
         dropped = int(packed.rest["length"].sum())
     else:
-        remainder = _remainder(content, packed.rest, bucket, output, carrier)
-    name = f"packed/{output}/{bucket:06d}"
+        remainder = _remainder(content, packed.rest, bucket, f"{name}.rest", carrier)
     shard = PackedShard(
         output,
         bucket,
         packed.sequences,
         carrier.put(f"{name}.spans", [packed.spans.tobytes()]),
         carrier.put(f"{name}.rows", [content.placed.tobytes()]),
-        carrier.put(f"{name}.blocks", [content.block.tobytes()]),
-        content.blocks,
+        keep_origins(carrier, f"{name}.origins", content.origins),
         dropped,
     )
     return shard, remainder
 
 
-def _remainder(content: Bucket, rest: np.ndarray, bucket: int, output: int, carrier: Carrier) -> list[Block]:
-    """The rest of a bucket as blocks of the last one, a block for each block that it came from."""
-    blocks = []
+def _remainder(content: Bucket, rest: np.ndarray, bucket: int, name: str, carrier: Carrier) -> list[Block]:
+    """The rest of a bucket as a block of the last one; none if there is no rest."""
+    if not len(rest):
+        return []
     rows = content.placed[rest["row"]].copy()
     rows["start"] += rest["position"]
     rows["position"] += rest["position"]
     rows["tokens"] = rest["length"]
-    owner = content.block[rest["row"]]
-    for index in np.unique(owner).tolist():
-        origin = content.blocks[index]
-        own = rows[owner == index]
-        if carrier.is_files:
-            placed = carrier.put(f"packed/{output}/{bucket:06d}.rest-{index}", [own.tobytes()])
-            blocks.append(Block(bucket + 1, origin.source, placed, origin.tokens, origin.files, origin.once))
-        else:
-            views = row_views(carriers.load(origin.tokens), own)
-            blocks.append(inline_block(bucket + 1, origin.source, own, views, origin.files))
-    return blocks
+    return [keep_block(bucket + 1, name, rows, content.origins, carrier)]
 
 
-def gather(rows: np.ndarray, row_blocks: np.ndarray, blocks: Sequence[Block]) -> list[memoryview]:
+def gather(rows: np.ndarray, origins: Sequence[Origin]) -> list[memoryview]:
     """The tokens of each row (`PLACED[n]`), read from files in few large reads."""
     views: list[memoryview] = [memoryview(b"")] * len(rows)
-    for index in np.unique(row_blocks).tolist():
-        own = np.nonzero(row_blocks == index)[0]
-        payload = blocks[index].tokens
+    for index in np.unique(rows["origin"]).tolist():
+        own = np.nonzero(rows["origin"] == index)[0]
+        payload = origins[index].tokens
         placed = rows[own]
         if isinstance(payload, FileSlice):
             found = attempt("read", payload.path, partial(_read_rows, payload, placed))
@@ -179,16 +176,16 @@ def _file_view(descriptor: int, offset: int, size: int, path: str) -> memoryview
     return memoryview(mapped)[offset - begin :]
 
 
-def release_written(shard: PackedShard, spans: np.ndarray, rows: np.ndarray, row_blocks: np.ndarray) -> None:
+def release_written(spans: np.ndarray, rows: np.ndarray, origins: Sequence[Origin]) -> None:
     """Gives back the spilled tokens of the documents that are wholly in a finished shard; see `carrier.release`."""
     in_shard = np.zeros(len(rows), np.int64)
     np.add.at(in_shard, spans["row"], spans["length"])
     finished = in_shard == rows["tokens"]
-    for index in np.unique(row_blocks).tolist():
-        block = shard.blocks[index]
-        if not block.once or not isinstance(block.tokens, FileSlice):
+    for index in np.unique(rows["origin"]).tolist():
+        origin = origins[index]
+        if not origin.once or not isinstance(origin.tokens, FileSlice):
             continue
-        own = rows[(row_blocks == index) & finished]
+        own = rows[(rows["origin"] == index) & finished]
         begins = np.sort(own["start"].astype(np.int64))
         ends = begins + own["tokens"][np.argsort(own["start"])]
         # Exactly these documents, neighbours together: what lies between them belongs to other buckets.
@@ -198,18 +195,12 @@ def release_written(shard: PackedShard, spans: np.ndarray, rows: np.ndarray, row
         last = np.append(first[1:] - 1, len(begins) - 1)
         for low, high in zip(begins[first].tolist(), ends[last].tolist(), strict=True):
             if 4 * (high - low) >= _RELEASE_BYTES:
-                carriers.release(block.tokens, 4 * low, 4 * (high - low))
+                carriers.release(origin.tokens, 4 * low, 4 * (high - low))
 
 
-def paths_of(blocks: Sequence[Block]) -> list[dict[int, str]]:
-    """For each block, its file numbers and their paths."""
-    known: dict[Payload, dict[int, str]] = {}
-    result = []
-    for block in blocks:
-        if block.files not in known:
-            known[block.files] = {int(n): p for n, p in orjson.loads(carriers.load(block.files)).items()}
-        result.append(known[block.files])
-    return result
+def paths_of(origins: Sequence[Origin]) -> list[dict[int, str]]:
+    """For each origin, its file numbers and their paths."""
+    return [{int(n): p for n, p in orjson.loads(carriers.load(origin.files)).items()} for origin in origins]
 
 
 def shard_spans(shard: PackedShard) -> np.ndarray:

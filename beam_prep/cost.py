@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from beam_prep.balance import bucket_tokens
+from beam_prep.blocks import PLACED
 from beam_prep.carrier import length
 from beam_prep.dedup import KEY_RANGES
 from beam_prep.estimate import Estimate
 from beam_prep.output_estimate import OutputEstimate
 from beam_prep.packing import SPAN
-from beam_prep.place import PLACED
 from beam_prep.runs import ENTRY, Run
 
 START_SECONDS = 3.0
@@ -163,7 +163,7 @@ def _all_copies(made: Estimate) -> int:
 
 def _peak_disk(made: Estimate, out: int) -> int:
     spans = sum(output.spans for output in made.outputs)
-    rows = _documents(made) * ENTRY.itemsize + _all_copies(made) * (2 * PLACED.itemsize + 8) + spans * SPAN.itemsize
+    rows = _documents(made) * ENTRY.itemsize + _all_copies(made) * 2 * PLACED.itemsize + spans * SPAN.itemsize
     spill = 4 * sum(made.encoded)
     largest = max((bucket_tokens(output.tokens) * 4 for output in made.outputs), default=0)
     # A shard stands beside the spill that it is made of until it is finished.

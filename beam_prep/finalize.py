@@ -73,7 +73,7 @@ def _empty_shards(job: Job, number: int, planned: PlannedOutput, written: Sequen
     return [
         write_shard(
             storage.join(job.output, planned.output.name),
-            PackedShard(number, bucket, 0, b"", b"", b"", (), 0),
+            PackedShard(number, bucket, 0, b"", b"", (), 0),
             planned.buckets,
             planned.output.context_length,
             job.tokenizer.eod_token_id,

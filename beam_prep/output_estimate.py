@@ -11,12 +11,13 @@ import numpy as np
 
 from beam_prep import dedup, mixture
 from beam_prep.balance import Plan, PlannedOutput
+from beam_prep.blocks import PLACED, Block, load_origins, make_blocks, split_key
 from beam_prep.buckets import PACKERS, PackedShard, pack_bucket, shard_spans
 from beam_prep.carrier import load
 from beam_prep.config import Config
 from beam_prep.mix import SHARE_BITS, copies
 from beam_prep.outputs import Output, member
-from beam_prep.place import LAST_BUCKET, PLACED, Block, place_run, split_key
+from beam_prep.place import LAST_BUCKET, place_run
 from beam_prep.runs import entry_ids
 from beam_prep.sampled_source import SCRATCH, SampledSource
 
@@ -84,8 +85,8 @@ def packed_outputs(
     for source in sampled:
         if source.run.documents:
             rows = [duplicates[source.run.name]] if source.run.name in duplicates else []
-            pairs, _ = place_run(source.run, rows, plan, config.seed, config.dedup == "exact", SCRATCH)
-            for key, block in pairs:
+            placed, _ = place_run(source.run, rows, plan, config.seed, config.dedup == "exact")
+            for key, block in make_blocks([placed], plan, SCRATCH):
                 blocks[split_key(key)].append(block)
     made = []
     for number, planned in enumerate(plan.outputs):
@@ -160,9 +161,8 @@ class _Counted(NamedTuple):
 def _count_shard(shard: PackedShard, sources: int) -> _Counted:
     spans = shard_spans(shard)
     rows = np.frombuffer(load(shard.rows), PLACED)
-    owner = np.array([block.source for block in shard.blocks], np.int64)[
-        np.frombuffer(load(shard.row_blocks), np.int64)
-    ][spans["row"]]
+    sources_of = np.array([origin.source for origin in load_origins(shard.origins)], np.int64)
+    owner = sources_of[rows["origin"]][spans["row"]]
     begins = (spans["position"] == 0) & (rows["position"][spans["row"]] == 0)
     whole = spans["length"] == rows["tokens"][spans["row"]]
     tokens = np.bincount(owner, weights=spans["length"], minlength=sources).astype(np.int64)

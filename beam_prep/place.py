@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 
 from beam_prep import carrier as carriers
-from beam_prep.balance import Plan, bucket_edges
-from beam_prep.carrier import Carrier, Payload
+from beam_prep.balance import Plan
+from beam_prep.blocks import COPY_BITS, PLACED, PlacedRun
 from beam_prep.dedup import DUPLICATE
 from beam_prep.mix import copies, order_keys
 from beam_prep.outputs import member
 from beam_prep.runs import Run, entries_array, entry_ids
 
-PLACED = np.dtype(
-    [
-        ("key", "<u8"),  # order key of this copy
-        ("high", "<u8"),
-        ("low", "<u8"),
-        ("start", "<u8"),  # first token within the block's tokens
-        ("offset", "<u8"),
-        ("copy", "<u8"),  # see `COPY_BITS`
-        ("tokens", "<u4"),
-        ("file", "<u4"),
-        ("position", "<u4"),  # tokens of the document that stand before `start` (remainders of a bucket)
-    ]
-)
-"""One copy of a document on its way to a bucket, 60 bytes."""
-
 LAST_BUCKET = 2**32 - 1
 """Stands for an output's last bucket on the way to Pack: rests are sent there before its number is known."""
-
-COPY_BITS = 32
-"""`copy` = rank among equal documents << 32 | number of the copy."""
-
-
-class Block(NamedTuple):
-    """Documents of one run that go to one bucket (what crosses the shuffle)."""
-
-    rank: int
-    """Order of blocks in a bucket's stream: 0, or for the remainder of bucket b, b + 1."""
-    source: int
-    placed: Payload
-    """`PLACED[n]`, in order of the keys."""
-    tokens: Payload
-    """uint32; `start` counts within it."""
-    files: Payload
-    """JSON {file number: path}."""
-    once: bool
-    """Whether every document of the run is written once at most, so that its tokens may go when a shard has them."""
 
 
 class PlacedTally(NamedTuple):
@@ -69,19 +34,9 @@ class PlacedTally(NamedTuple):
     """By output: copies written."""
 
 
-def bucket_key(output: int, bucket: int) -> int:
-    """The shuffle's key."""
-    return output << 32 | bucket
-
-
-def split_key(key: int) -> tuple[int, int]:
-    """(output, bucket) of a shuffle key."""
-    return key >> 32, key & 0xFFFFFFFF
-
-
 def place_run(
-    run: Run, duplicates: Sequence[bytes], plan: Plan, seed: int, drop: bool, carrier: Carrier
-) -> tuple[list[tuple[int, Block]], PlacedTally]:
+    run: Run, duplicates: Sequence[bytes], plan: Plan, seed: int, drop: bool
+) -> tuple[PlacedRun, PlacedTally]:
     """Assigns the documents of a run.
 
     Args:
@@ -89,7 +44,7 @@ def place_run(
       drop: whether those are dropped.
 
     Returns:
-      (bucket key, block) pairs, and the tally.
+      The rows of each output, and the tally.
     """
     entries = entries_array(carriers.load(run.entries))
     rank = np.zeros(len(entries), np.uint64)
@@ -100,9 +55,8 @@ def place_run(
     starts = np.cumsum(entries["tokens"], dtype=np.uint64) - entries["tokens"]
     ids = entry_ids(entries)
     total = np.zeros(len(entries), np.int64)
-    everywhere: list[tuple[np.ndarray, int, int]] = []
-    tokens, numbers = [], []
-    for index, planned in enumerate(plan.outputs):
+    everywhere, tokens, numbers = [], [], []
+    for planned in plan.outputs:
         output = planned.output
         mask = member(output, run.source, entries, ids) & ~dropped
         times = np.where(mask, copies(ids, seed, planned.shares[run.source].rate), 0)
@@ -112,15 +66,13 @@ def place_run(
         tokens.append(int(placed["tokens"].sum(dtype=np.int64)))
         numbers.append(len(placed))
         total += times
-        everywhere.append((placed, index, planned.buckets))
-    once = bool(total.max(initial=0) <= 1)
-    blocks = [pair for part in everywhere for pair in _blocks(run, *part, once, carrier)]
+        everywhere.append(placed)
     documents = int((total > 0).sum())
     repeats = int(dropped.sum())
     tally = PlacedTally(
         run.name, run.source, documents, len(entries) - documents - repeats, repeats, tuple(tokens), tuple(numbers)
     )
-    return blocks, tally
+    return PlacedRun(run, tuple(everywhere), bool(total.max(initial=0) <= 1)), tally
 
 
 def _placed_rows(
@@ -141,42 +93,3 @@ def _placed_rows(
     again = placed["copy"] > 0  # the first copy's key is known from the run
     placed["key"][again] = order_keys(ids[rows][again], seed, placed["copy"][again])
     return placed[np.lexsort((placed["copy"], placed["low"], placed["high"], placed["key"]))]
-
-
-def _blocks(
-    run: Run, placed: np.ndarray, output: int, buckets: int, once: bool, carrier: Carrier
-) -> Iterator[tuple[int, Block]]:
-    if not len(placed):
-        return
-    edges = np.searchsorted(placed["key"], bucket_edges(buckets)).tolist()
-    kept = carrier.put(f"placed/{output}/{run.name}", [placed.tobytes()]) if carrier.is_files else b""
-    tokens = run.tokens if carrier.is_files else carriers.load(run.tokens)
-    for bucket, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
-        if end == start:
-            continue
-        if carrier.is_files:
-            kept_rows = carriers.part(kept, start * PLACED.itemsize, (end - start) * PLACED.itemsize)
-            block = Block(0, run.source, kept_rows, run.tokens, run.files, once)
-        else:
-            assert isinstance(tokens, bytes)
-            rows = placed[start:end]
-            block = inline_block(0, run.source, rows, row_views(tokens, rows), run.files)
-        yield bucket_key(output, bucket), block
-
-
-def inline_block(
-    rank: int, source: int, placed: np.ndarray, tokens: Sequence[bytes | memoryview], files: Payload
-) -> Block:
-    """A block that carries its own tokens. `tokens`: one buffer a row."""
-    moved = placed.copy()
-    moved["start"] = np.cumsum(placed["tokens"], dtype=np.uint64) - placed["tokens"]
-    named = {str(n) for n in np.unique(placed["file"]).tolist()}
-    paths = {n: p for n, p in orjson.loads(carriers.load(files)).items() if n in named}
-    return Block(rank, source, moved.tobytes(), b"".join(tokens), orjson.dumps(paths), False)
-
-
-def row_views(tokens: bytes, placed: np.ndarray) -> list[memoryview]:
-    """The tokens of each row, as parts of one buffer that `placed["start"]` counts in."""
-    view = memoryview(tokens)
-    begins, counts = placed["start"].tolist(), placed["tokens"].tolist()
-    return [view[4 * b : 4 * (b + n)] for b, n in zip(begins, counts, strict=True)]

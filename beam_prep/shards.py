@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from beam_prep import carrier as carriers
 from beam_prep import storage
+from beam_prep.blocks import COPY_BITS, PLACED, Origin, load_origins
 from beam_prep.buckets import PackedShard, gather, paths_of, release_written, shard_spans
-from beam_prep.place import COPY_BITS, PLACED
 from beam_prep.reading import prefetch
 
 TOKENS_FOLDER = "tokenized-samples"
@@ -66,17 +66,17 @@ def write_shard(
     """
     spans = shard_spans(shard)
     rows = np.frombuffer(carriers.load(shard.rows), PLACED)
-    row_blocks = np.frombuffer(carriers.load(shard.row_blocks), np.int64)
+    origins = load_origins(shard.origins)
     name = shard_name(shard.bucket, buckets)
     tokens_path, documents_path = f"{TOKENS_FOLDER}/{name}.bin", f"{DOCUMENTS_FOLDER}/{name}.parquet"
 
     size = shard.sequences * context_length * 4
     padding = size // 4 - int(spans["length"].sum(dtype=np.int64))
-    chunks = shard_bytes(spans, rows, row_blocks, shard, context_length, eod)
+    chunks = shard_bytes(spans, rows, origins, shard.sequences, context_length, eod)
     digest = _write_tokens(storage.join(folder, tokens_path), chunks)
 
-    sources = np.array([block.source for block in shard.blocks], np.int64)[row_blocks]
-    table = documents_table(spans, rows, row_blocks, sources, shard, names)
+    sources = np.array([origin.source for origin in origins], np.int64)[rows["origin"]]
+    table = documents_table(spans, rows, origins, sources, names)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 17)
     documents = sink.getvalue().to_pybytes()
@@ -109,8 +109,7 @@ def write_shard(
 def give_back(shard: PackedShard) -> None:
     """Gives back the spilled tokens that a shard was made of. Only when a later attempt is sure to find the shard."""
     rows = np.frombuffer(carriers.load(shard.rows), PLACED)
-    row_blocks = np.frombuffer(carriers.load(shard.row_blocks), np.int64)
-    release_written(shard, shard_spans(shard), rows, row_blocks)
+    release_written(shard_spans(shard), rows, load_origins(shard.origins))
 
 
 def _write_tokens(path: str, chunks: Iterator[bytes]) -> str:
@@ -140,10 +139,10 @@ def _whole_tokens(rows: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 
 def shard_bytes(
-    spans: np.ndarray, rows: np.ndarray, row_blocks: np.ndarray, shard: PackedShard, context_length: int, eod: int
+    spans: np.ndarray, rows: np.ndarray, origins: Sequence[Origin], sequences: int, context_length: int, eod: int
 ) -> Iterator[bytes]:
     """The shard's bytes in pieces of a few MiB: spans in order, gaps and the end padded with the separator."""
-    views = gather(rows, row_blocks, shard.blocks)
+    views = gather(rows, origins)
     separator = eod.to_bytes(4, "little")
     at = spans["sequence"].astype(np.int64) * context_length + spans["start"]
     ends = at + spans["length"]
@@ -162,7 +161,7 @@ def shard_bytes(
             yield b"".join(pending)
             pending, size = [], 0
     end = int(ends[-1]) if len(spans) else 0
-    pending.append(separator * (shard.sequences * context_length - end))
+    pending.append(separator * (sequences * context_length - end))
     yield b"".join(pending)
 
 
@@ -176,9 +175,8 @@ def _id_strings(high: np.ndarray, low: np.ndarray) -> pa.Array:
 def documents_table(
     spans: np.ndarray,
     rows: np.ndarray,
-    row_blocks: np.ndarray,
+    origins: Sequence[Origin],
     sources: np.ndarray,
-    shard: PackedShard,
     names: Sequence[str],
 ) -> pa.Table:
     """The documents sidecar: one row a span.
@@ -191,9 +189,8 @@ def documents_table(
     row = spans["row"]
     picked = rows[row]
     position = picked["position"] + spans["position"]
-    paths = paths_of(shard.blocks)
-    block_of_span = row_blocks[row]
-    pairs, inverse = np.unique(block_of_span << 32 | picked["file"], return_inverse=True)
+    paths = paths_of(origins)
+    pairs, inverse = np.unique(picked["origin"].astype(np.int64) << 32 | picked["file"], return_inverse=True)
     file_names = [paths[pair >> 32][pair & 0xFFFFFFFF] for pair in pairs.tolist()]
     distinct = sorted(set(file_names))
     place = {name: n for n, name in enumerate(distinct)}

@@ -17,6 +17,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_prep import (
     balance,
+    blocks,
     buckets,
     dedup,
     finalize,
@@ -29,6 +30,7 @@ from beam_prep import (
     storage,
     tokenization,
 )
+from beam_prep import carrier as carriers
 from beam_prep.errors import BeamPrepError, for_runner
 from beam_prep.job import Job
 from beam_prep.progress import Progress
@@ -198,12 +200,12 @@ class Tokenize(_DoFn):
             self._tokenization = None
 
     def _outputs(self, run: Run) -> Iterator[TaggedOutput]:
-        tokens = place.carriers.length(run.tokens) // 4
+        tokens = carriers.length(run.tokens) // 4
         self._tokens.inc(tokens)
         self._count.inc(run.documents)
         self._progress.add(tokens=tokens)
         yield TaggedOutput(self.TALLIES, (run.source, run.tally))
-        if place.carriers.length(run.rejects):
+        if carriers.length(run.rejects):
             yield TaggedOutput(self.REJECTS, (run.source, rejected.RejectBlock(run.name, run.rejects)))
         yield TaggedOutput(self.RUNS, (run.name, run))
 
@@ -300,26 +302,40 @@ class Place(_DoFn):
 
     BLOCKS, LAST, TALLIES = "blocks", "last", "tallies"
 
+    def start_bundle(self) -> None:
+        """Begins a group of runs; see `blocks`."""
+        self._group: list[blocks.PlacedRun] = []
+        self._plan: balance.Plan | None = None
+
     @_guarded
     def process(self, element: tuple[str, dict[str, Iterable[Any]]], plan: balance.Plan) -> Iterator[Any]:
-        """Yields (bucket key, block)."""
-        job = self._job
+        """Yields (bucket key, block) when a group is full."""
+        job, self._plan = self._job, plan
         for run in element[1]["runs"]:
-            blocks, tally = place.place_run(
-                Run(*run),
-                list(element[1]["duplicates"]),
-                plan,
-                job.config.seed,
-                job.config.dedup == "exact",
-                job.carrier,
-            )
+            duplicates = list(element[1]["duplicates"])
+            placed, tally = place.place_run(Run(*run), duplicates, plan, job.config.seed, job.config.dedup == "exact")
             yield TaggedOutput(self.TALLIES, tally)
-            for key, block in blocks:
-                output, bucket = place.split_key(key)
-                if bucket == plan.outputs[output].buckets - 1:
-                    yield TaggedOutput(self.LAST, (place.bucket_key(output, place.LAST_BUCKET), block))
-                else:
-                    yield TaggedOutput(self.BLOCKS, (key, block))
+            self._group.append(placed)
+            # Elements of the engine's shuffle must stay small.
+            if not job.carrier.is_files or sum(p.nbytes for p in self._group) >= blocks.GROUP_BYTES:
+                yield from self._blocks()
+
+    @_guarded
+    def finish_bundle(self) -> Iterator[Any]:
+        """Yields the rest."""
+        if self._group:
+            for value in self._blocks():
+                yield TaggedOutput(value.tag, WindowedValue(value.value, 0, [GlobalWindow()]))
+
+    def _blocks(self) -> Iterator[TaggedOutput]:
+        assert self._plan is not None
+        group, self._group = self._group, []
+        for key, block in blocks.make_blocks(group, self._plan, self._job.carrier):
+            output, bucket = blocks.split_key(key)
+            if bucket == self._plan.outputs[output].buckets - 1:
+                yield TaggedOutput(self.LAST, (blocks.bucket_key(output, place.LAST_BUCKET), block))
+            else:
+                yield TaggedOutput(self.BLOCKS, (key, block))
 
 
 class Pack(beam.DoFn):
@@ -338,39 +354,39 @@ class Pack(beam.DoFn):
     @_guarded
     def process(
         self,
-        element: tuple[int, place.Block],
+        element: tuple[int, blocks.Block],
         window=beam.DoFn.WindowParam,
-        blocks=beam.DoFn.StateParam(BLOCKS),
+        kept=beam.DoFn.StateParam(BLOCKS),
         end=beam.DoFn.TimerParam(END),
     ):
         """Keeps a block."""
-        blocks.add((element[0], tuple(element[1])))
+        kept.add((element[0], tuple(element[1])))
         end.set(window.max_timestamp())
 
     @on_timer(END)
     @_guarded
-    def pack(self, blocks=beam.DoFn.StateParam(BLOCKS)):
+    def pack(self, kept=beam.DoFn.StateParam(BLOCKS)):
         """Packs the bucket."""
-        kept = list(blocks.read())
-        if not kept:
+        found = list(kept.read())
+        if not found:
             return
-        output, bucket = place.split_key(kept[0][0])
+        output, bucket = blocks.split_key(found[0][0])
         job = self._job
         with Progress(job.carrier.work).busy("pack"):
             shard, remainder = buckets.pack_bucket(
                 output,
                 bucket,
-                [place.Block(*block) for _, block in kept],
+                [blocks.Block(*block) for _, block in found],
                 job.outputs[output].context_length,
                 self._last,
                 job.config.tail,
                 job.carrier,
                 job.outputs[output].packing,
             )
-        blocks.clear()
+        kept.clear()
         yield TaggedOutput(self.SHARDS, shard)
         for block in remainder:
-            yield TaggedOutput(self.REMAINDERS, (place.bucket_key(output, place.LAST_BUCKET), block))
+            yield TaggedOutput(self.REMAINDERS, (blocks.bucket_key(output, place.LAST_BUCKET), block))
 
 
 class Write(_DoFn):
@@ -390,7 +406,6 @@ class Write(_DoFn):
         if shard.bucket == place.LAST_BUCKET:
             shard = shard._replace(bucket=planned.buckets - 1)
         folder = storage.join(job.output, planned.output.name)
-        shard = shard._replace(blocks=tuple(place.Block(*block) for block in shard.blocks))
         record = found = resume.finished_shard(job.carrier, shard.output, shard.bucket, folder)
         if record is None:
             length, eod = planned.output.context_length, job.tokenizer.eod_token_id

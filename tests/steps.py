@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_prep import balance, dedup, place
+from beam_prep.blocks import Block, make_blocks, split_key
 from beam_prep.buckets import pack_bucket
 from beam_prep.carrier import Carrier
 from beam_prep.ledger import Tally
@@ -110,18 +111,20 @@ def write_outputs(
     for run in runs:
         tallies[run.source].add(Tally.from_dict(run.tally))
     plan = balance.balance(outputs, NAMES, [1.0] * len(NAMES), found.counts, tallies)
-    blocks: dict[tuple[int, int], list[place.Block]] = defaultdict(list)
-    placed = []
-    for run in runs:
-        pairs, tally = place.place_run(run, found.by_run.get(run.name, []), plan, seed, drop, carrier)
+    blocks: dict[tuple[int, int], list[Block]] = defaultdict(list)
+    placed, groups = [], [[], []]
+    for number, run in enumerate(runs):
+        rows, tally = place.place_run(run, found.by_run.get(run.name, []), plan, seed, drop)
         placed.append(tally)
-        for key, block in pairs:
-            blocks[place.split_key(key)].append(block)
+        groups[number % 2].append(rows)
+    for group in filter(None, groups):
+        for key, block in make_blocks(group, plan, carrier):
+            blocks[split_key(key)].append(block)
     records, streams = [], {}
     for number, planned in enumerate(plan.outputs):
         length, last = planned.output.context_length, planned.buckets - 1
         shards = []
-        rest: list[place.Block] = []
+        rest: list[Block] = []
         for bucket in range(last):
             if own := blocks.get((number, bucket)):
                 packing = planned.output.packing

@@ -594,7 +594,7 @@ class TestFailures:
         """Whatever goes missing inside, the ledger or the check of the shards stops the run."""
         step = {
             "a document lost": "transform_batch",
-            "a block lost": "place.place_run",
+            "a block lost": "blocks.make_blocks",
             "a shard lost": "buckets.pack_bucket",
             "a shard cut": "write_shard",
         }[fault]
@@ -610,7 +610,7 @@ class TestFailures:
                 kept = result.documents[:-1]
                 return result._replace(documents=kept, offsets=result.offsets[:-1], chars=result.chars[:-1])
             if fault == "a block lost":
-                return result[0][:-1], result[1]
+                return list(result)[:-1]
             if fault == "a shard lost":
                 shard, rest = result
                 return (shard._replace(sequences=0), rest) if shard.bucket == 0 else result

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from steps import EOD, NAMES, Doc, Written, make_run, naive_output, toy_tokens, write_outputs
 
 from beam_prep import balance, buckets, place, shards
+from beam_prep.blocks import PLACED, Block, bucket_key, make_blocks, split_key
 from beam_prep.buckets import load_bucket, pack_bucket
 from beam_prep.carrier import Carrier, FileSlice, Payload, length, load, part, release
 from beam_prep.mix import document_ids, id_text, rate_of
@@ -234,7 +235,7 @@ def test_a_shard_that_was_written_half_is_written_whole(tmp_path: Path, monkeypa
 class TestBucket:
     """One bucket by itself."""
 
-    def blocks(self, tmp_path: Path, docs: list[Doc], hands: int = 3) -> tuple[Carrier, list[place.Block]]:
+    def blocks(self, tmp_path: Path, docs: list[Doc], hands: int = 3) -> tuple[Carrier, list[Block]]:
         carrier = Carrier(str(tmp_path / "work"))
         output = Output("train", 16, (0.0, 1.0), RATES)
         tokens = sum(len(doc.text) + 1 for doc in docs)
@@ -244,8 +245,9 @@ class TestBucket:
         blocks = []
         for number in range(hands):
             run = make_run(carrier, f"run-{number}", docs[number::hands])
-            pairs, _ = place.place_run(run, [], plan, 0, True, carrier)
-            assert [place.split_key(key) for key, _ in pairs] == [(0, 0)]
+            placed, _ = place.place_run(run, [], plan, 0, True)
+            pairs = list(make_blocks([placed], plan, carrier))
+            assert [split_key(key) for key, _ in pairs] == [(0, 0)]
             blocks += [block for _, block in pairs]
         return carrier, blocks
 
@@ -254,7 +256,8 @@ class TestBucket:
         first = load_bucket(blocks)
         for seed in range(5):
             again = load_bucket(random.Random(seed).sample(blocks, len(blocks)))
-            assert (again.placed == first.placed).all()
+            for column in set(PLACED.names or ()) - {"origin"}:
+                assert (again.placed[column] == first.placed[column]).all()
             offsets = [again.placed["offset"][n] for n in range(len(again.placed))]
             assert offsets == first.placed["offset"].tolist()
         assert (np.diff(first.placed["key"].astype(np.int64)) >= 0).all()
@@ -270,7 +273,7 @@ class TestBucket:
         assert (shard.output, shard.bucket) == (0, 3)
         assert shard.sequences == total // 16 + (last and tail == "pad")
         assert shard.dropped_tokens == (over if last and tail == "drop" else 0)
-        moved = sum(int(np.frombuffer(load(block.placed), place.PLACED)["tokens"].sum()) for block in rest)
+        moved = sum(int(np.frombuffer(load(block.placed), PLACED)["tokens"].sum()) for block in rest)
         assert moved == (0 if last else over)
         assert all(block.rank == 4 for block in rest)
 
@@ -278,7 +281,7 @@ class TestBucket:
         carrier, blocks = self.blocks(tmp_path, [Doc(0, 0, n, "x") for n in range(3)])
         shard, rest = pack_bucket(0, 0, blocks, 1000, False, "pad", carrier)
         assert shard.sequences == 0
-        assert len(rest) == 3
+        assert [len(np.frombuffer(load(block.placed), PLACED)) for block in rest] == [3]
         record = write_shard(str(tmp_path / "train"), shard, 2, 1000, EOD, NAMES)
         assert (record.sequences, record.bytes, record.spans) == (0, 0, 0)
         assert (tmp_path / "train" / record.path).read_bytes() == b""
@@ -290,8 +293,8 @@ class TestKeys:
 
     @given(output=st.integers(0, 2**20), bucket=st.integers(0, 2**32 - 1))
     def test_round_trip(self, output: int, bucket: int) -> None:
-        assert place.split_key(place.bucket_key(output, bucket)) == (output, bucket)
-        assert place.bucket_key(output, bucket) < 2**63
+        assert split_key(bucket_key(output, bucket)) == (output, bucket)
+        assert bucket_key(output, bucket) < 2**63
 
     @given(buckets=st.integers(1, 5000))
     @settings(max_examples=30)
