@@ -107,6 +107,7 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
     from beam_prep.errors import BeamPrepError
     from beam_prep.manifest import is_finished, read_manifest
     from beam_prep.run_file import remember_call
+    from beam_prep.sizes import duration
 
     begin = time.monotonic()
     try:
@@ -131,7 +132,7 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
         remember_call(config.output, path if "://" in path else os.path.abspath(path))
         with screen.follow(prepared, quiet):
             launch.run(prepared)
-        done = f"done in {screen.duration(time.monotonic() - begin)}"
+        done = f"done in {duration(time.monotonic() - begin)}"
     manifest = read_manifest(config.output)
     if not is_finished(config.output, manifest):
         raise BeamPrepError(f"{config.output}: the runner ended, but the output is not finished; its log says why")
@@ -178,11 +179,12 @@ def plan(
     from beam_prep import plan_tables, tables
     from beam_prep.beam_options import check_runner
     from beam_prep.config import load_config
-    from beam_prep.sample_records import SAMPLE_BYTES, parse_size
+    from beam_prep.sample_records import SAMPLE_BYTES
+    from beam_prep.sizes import parse_size
 
     if runner != plans.DATAFLOW:  # which needs nothing here but prices
         check_runner(runner)
-    wanted = SAMPLE_BYTES if sample is None else parse_size(sample)
+    wanted = SAMPLE_BYTES if sample is None else parse_size(sample, "--sample")
     made = plans.forecast(load_config(config, {"seed": seed}), _base(config), wanted, runner, workers)
     if as_json:
         tables.to_json(plans.as_json(made))

@@ -59,7 +59,7 @@ def verify(ctx: click.Context, out: str, quick: bool, as_json: bool) -> None:
     set_up(ctx)
     from beam_prep import tables
     from beam_prep.manifest import read_manifest
-    from beam_prep.screen import duration, size
+    from beam_prep.sizes import duration, size
     from beam_prep.verification import verify as check
 
     begin = time.monotonic()

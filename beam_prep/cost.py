@@ -7,7 +7,6 @@ once, on two virtual cores; they matter for small runs (start-up) and little for
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from beam_prep.blocks import PLACED
 from beam_prep.carrier import length
 from beam_prep.dedup import KEY_RANGES
 from beam_prep.estimate import Estimate
+from beam_prep.machine import cores
 from beam_prep.output_estimate import OutputEstimate
 from beam_prep.packing import SPAN
 from beam_prep.runs import ENTRY, Run
@@ -100,11 +100,6 @@ def output_bytes(made: OutputEstimate, views: Sequence[int]) -> int:
     tokens = made.output.context_length
     indexes = made.sequences + sum(made.sequences * (tokens // view) for view in views if view < tokens)
     return made.sequences * tokens * 4 + round(made.spans * _SIDECAR_BYTES) + _INDEX_BYTES * indexes
-
-
-def cores() -> int:
-    """Of this machine, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_resources(made: Estimate, views: Sequence[int], workers: int) -> Resources:

@@ -24,7 +24,7 @@ from beam_prep.cost import (
 from beam_prep.estimate import Estimate
 from beam_prep.output_estimate import OutputEstimate, SourceShare
 from beam_prep.plan import Forecast, takes_part
-from beam_prep.screen import duration, quantity, size
+from beam_prep.sizes import duration, quantity, size
 
 
 def print_forecast(console: Console, forecast: Forecast, command: str) -> None:

@@ -19,7 +19,7 @@ from beam_prep.report import UNKNOWN, Report, SourceLedger
 from beam_prep.report_distributions import RATE_BINS, Distribution, length_of, quantile, rate_of
 from beam_prep.report_plots import GAP, Bar, Ridge, bars, lengths, rates
 from beam_prep.report_verdict import count, findings, headline, percent
-from beam_prep.screen import quantity, size
+from beam_prep.sizes import quantity, size
 
 _MOST_BARS = 16
 _MOST_PLOTS = 8

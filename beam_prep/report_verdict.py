@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from beam_prep.manifest import OutputEntry
 from beam_prep.report import UNKNOWN, Report, SourceLedger
-from beam_prep.screen import quantity
+from beam_prep.sizes import quantity
 
 # From these on a figure is named.
 MOST_EPOCHS = 4.0

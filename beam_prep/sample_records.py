@@ -8,7 +8,6 @@ Parquet files at the first rows of some row groups. Each file gives about the sa
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import pyarrow.parquet as pq
 
 from beam_prep import compression, storage
 from beam_prep.compression import CHUNK_BYTES, FORMATS, checked_kind, ending_of
-from beam_prep.errors import ConfigError
 from beam_prep.lines import line_size, split_lines
 from beam_prep.parquet import is_parquet, read_row_groups, row_group_bytes
 from beam_prep.reading import read_span
@@ -36,7 +34,6 @@ _SCAN_TIMES = 8
 """Of a compressed file, so many times as much is unfolded as is used."""
 _MOST_TIMES = 4
 """A source that seemed to fit the sample is read on until it is so many times as large."""
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?)i?b?$", re.I)
 
 
 class Part(NamedTuple):
@@ -74,19 +71,6 @@ class Place(NamedTuple):
     """Stored bytes, of files that are compressed inside."""
     windows: int = 1
     """Parts of a compressed file to read; 0 to read all of it."""
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `8000000`, `8e6`, `64MB` or `1.5 GB`.
-
-    Raises:
-      ConfigError: it is no size.
-    """
-    found = _SIZE.match(text.strip())
-    size = float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " ") if found else 0.0
-    if size < 1 or math.isinf(size):
-        raise ConfigError(f"--sample {text}: not a number of bytes; give for instance 8000000, 64MB or 1GB")
-    return int(size)
 
 
 def kind_of(file: InputFile) -> str:

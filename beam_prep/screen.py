@@ -13,6 +13,7 @@ from typing import NamedTuple
 from beam_prep import progress
 from beam_prep.launch import Prepared
 from beam_prep.progress import Snapshot
+from beam_prep.sizes import duration, quantity, size
 
 _POLL_SECONDS = 0.25
 _LINE_SECONDS = 5.0
@@ -71,33 +72,6 @@ class Pace:
         left = spent * (1 - part) / part if part and spent >= 0.5 else None
         details = (f"{quantity(last.written)} of {quantity(last.planned)} tokens", f"{last.documents:,} documents")
         return State("writing", part, details, left)
-
-
-def size(count: float) -> str:
-    """Bytes for a reader."""
-    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= worth:
-            return f"{count / worth:.3g} {unit}" if count < 100 * worth else f"{count / worth:,.0f} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def quantity(count: float) -> str:
-    """A large number for a reader."""
-    for unit, worth in (("B", 1e9), ("M", 1e6)):
-        if count >= worth:
-            return f"{count / worth:.3g} {unit}" if count < 100 * worth else f"{count / worth:,.0f} {unit}"
-    return f"{count:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a reader."""
-    if isinstance(seconds, float) and seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
 
 
 def line(state: State) -> str:

@@ -18,7 +18,7 @@ from beam_prep.place import COPY_BITS
 from beam_prep.rendering import Rendering, Row, raw_text
 from beam_prep.rendering_page import about, head, place
 from beam_prep.retry_rejected import Retried
-from beam_prep.screen import size
+from beam_prep.sizes import size
 from beam_prep.templates import Template
 from beam_prep.trainer_views import TRAINERS, Written
 from beam_prep.views import view_folder

@@ -20,7 +20,8 @@ from beam_prep import calls, cli, launch, worker
 from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
 from beam_prep.errors import BeamPrepError, ConfigError, for_runner
 from beam_prep.progress import Snapshot
-from beam_prep.screen import Pace, State, duration, line, quantity, size
+from beam_prep.screen import Pace, State, line
+from beam_prep.sizes import duration, quantity, size
 
 
 def invoke(*arguments):

@@ -29,8 +29,9 @@ from beam_prep.launch import RunOptions, prepare, run
 from beam_prep.output_estimate import expected_cut
 from beam_prep.packing import pack_concat
 from beam_prep.reading import read_unit
-from beam_prep.sample_records import PLACES, Part, choose_places, kind_of, parse_size, read_sample
+from beam_prep.sample_records import PLACES, Part, choose_places, kind_of, read_sample
 from beam_prep.sampled_source import ratio_error
+from beam_prep.sizes import parse_size
 from beam_prep.sources import InputFile, match_source, split_source
 
 WORDS = ["the", "of", "return", "naïve", "x=1;", "中文", "3.14", "<|im_end|>", "and", "theorem", "🇩🇪", "123"]
@@ -381,10 +382,10 @@ class TestPlaces:
 
     def test_sizes(self) -> None:
         for text, size in {"5": 5, "8e6": 8_000_000, "64MB": 64_000_000, "1.5 gb": 1_500_000_000, "2KiB": 2000}.items():
-            assert parse_size(text) == size
+            assert parse_size(text, "--sample") == size
         for text in ("", "MB", "-5", "0", "ten", "1e400", "nan"):
             with pytest.raises(ConfigError, match="--sample"):
-                parse_size(text)
+                parse_size(text, "--sample")
 
 
 @pytest.fixture(scope="module")
