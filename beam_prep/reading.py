@@ -33,8 +33,10 @@ class RecordBatch(NamedTuple):
     """Without their line feeds; blank ones included."""
     offsets: np.ndarray
     """uint64[len(lines)]: each line's first byte in the uncompressed stream; the row number of a Parquet file."""
+    begin: Position = START
+    """Where the unit stood before this batch."""
     end: Position = START
-    """Where the unit goes on after this batch."""
+    """Where it goes on after it."""
     finished: int = 0
     """Runs of this unit that an earlier attempt finished; reading began behind them."""
 
@@ -45,6 +47,7 @@ def read_unit(unit: Unit, begin: Position = START, finished: int = 0) -> Iterato
     Raises:
       BeamPrepError: a file cannot be read, is truncated or corrupt; the message names it.
     """
+    at = begin
     for number, span in enumerate(unit.spans[begin.span :], begin.span):
         if number == begin.span and begin.offset:
             batches = prefetch(lambda span=span: _unchanged(span, _from_offset(span, begin.offset)))
@@ -53,9 +56,11 @@ def read_unit(unit: Unit, begin: Position = START, finished: int = 0) -> Iterato
         for lines, offsets in batches:
             after = int(offsets[-1]) + (1 if is_parquet(span.path) else line_size(lines[-1]) + 1)
             end = Position(number, after)
-            yield RecordBatch(unit.source, unit.name, False, span.file, span.path, lines, offsets, end, finished)
+            yield RecordBatch(unit.source, unit.name, False, span.file, span.path, lines, offsets, at, end, finished)
+            at = end
     close, end = unit.spans[-1], Position(len(unit.spans), 0)
-    yield RecordBatch(unit.source, unit.name, True, close.file, close.path, [], np.empty(0, np.uint64), end, finished)
+    nothing = np.empty(0, np.uint64)
+    yield RecordBatch(unit.source, unit.name, True, close.file, close.path, [], nothing, at, end, finished)
 
 
 def _unchanged(

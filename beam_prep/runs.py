@@ -13,6 +13,7 @@ from beam_prep import carrier as carriers
 from beam_prep.carrier import Carrier, Payload
 from beam_prep.ledger import Tally
 from beam_prep.mix import order_keys
+from beam_prep.sources import Position
 from beam_prep.templates import Segments
 from beam_prep.transform import DocumentBatch, Rejected
 
@@ -54,8 +55,13 @@ class Run(NamedTuple):
 
 
 def run_name(source: int, unit: str, number: int) -> str:
-    """The name of a unit's run."""
+    """The name of a unit's run, the runs of a unit counted from 0."""
     return f"{source:04d}-{unit}-{number:05d}"
+
+
+def placed_run_name(source: int, unit: str, begin: Position) -> str:
+    """The name of a run of which only is known where in its unit it begins."""
+    return f"{source:04d}-{unit}-{begin.span:05d}-{begin.offset:015d}"
 
 
 class TokenLimits(NamedTuple):

@@ -17,8 +17,8 @@ from beam_prep.carrier import Carrier
 from beam_prep.errors import BeamPrepError
 from beam_prep.parity import ParityCheck, document_name
 from beam_prep.resume import FinishedRun, finished_runs, keep_run
-from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces, run_name
-from beam_prep.sources import Position
+from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces, placed_run_name, run_name
+from beam_prep.sources import START, Position
 from beam_prep.tokenizer import Encoder, TokenizerSpec, encoder
 from beam_prep.transform import DocumentBatch
 
@@ -87,7 +87,7 @@ class Tokenization:
         self.busy_ns = 0
         """Time spent on encoding, summed over the threads."""
         self._builder: RunBuilder | None = None
-        self._unit, self._number = "", 0
+        self._unit, self._number, self._end = "", 0, START
         self._resumed: list[Run] = []
         self._unkept: deque[_Unkept] = deque()
         self._checks: list[Future] = []
@@ -108,6 +108,8 @@ class Tokenization:
         """
         while self._encoding:
             self._build(*self._encoding.popleft())
+        if self._builder is not None:
+            self._close(last=False)
         runs = self._finished(wait=True)
         while self._checking:
             self._checking.popleft().result()
@@ -144,36 +146,52 @@ class Tokenization:
     def _build(self, batch: DocumentBatch, pieces: list[str], encoded: Future) -> None:
         ids, bounds, busy_ns = encoded.result()
         self.busy_ns += busy_ns
+        if self._builder is not None and (batch.unit, batch.begin) != (self._unit, self._end):
+            # No engine promises to keep the batches of a unit together, or in order.
+            assert not self._carrier.is_files, "where runs are found again, a unit is read in one go"
+            self._close(last=False)
         if self._builder is None and not self._open(batch):
             return
-        assert self._builder is not None and batch.unit == self._unit, "a unit ends with its last batch"
+        assert self._builder is not None
         if self._parity is not None and pieces:
             self._sample(batch, pieces, ids, bounds)
         self._builder.add(batch, self._limits[batch.source], ids, bounds)
+        self._end = batch.end
         if batch.last or self._builder.token_bytes + self._builder.reject_bytes >= self._run_bytes:
-            self._close(batch)
+            self._close(batch.last)
 
     def _open(self, batch: DocumentBatch) -> bool:
-        """Begins a run; returns False if the unit was finished by an earlier attempt."""
+        """Begins a run; returns False if there is nothing for it."""
+        if self._carrier.is_files:
+            name = self._next_run(batch)
+        else:
+            name = None if batch.last else placed_run_name(batch.source, batch.unit, batch.begin)
+        self._unit = batch.unit
+        if name is None:
+            return False
+        self._builder = RunBuilder(name, batch.source, self._seed, self._control_ids, self._eod)
+        return True
+
+    def _next_run(self, batch: DocumentBatch) -> str | None:
+        """The name of a unit's next run; None if the unit was finished by an earlier attempt."""
         if batch.unit != self._unit:
-            self._unit, self._number = batch.unit, batch.finished
+            self._number = batch.finished
             found = finished_runs(self._carrier, batch.source, batch.unit) if batch.finished else []
             finished = found[: batch.finished]
             if len(finished) != batch.finished:
                 raise BeamPrepError(f"{self._carrier.work}: a finished run has gone while it was used; start again")
             self._resumed += [f.run for f in finished]
             if finished and finished[-1].last:
-                return False
+                return None
         name = run_name(batch.source, batch.unit, self._number)
         self._number += 1
-        self._builder = RunBuilder(name, batch.source, self._seed, self._control_ids, self._eod)
-        return True
+        return name
 
-    def _close(self, batch: DocumentBatch) -> None:
-        """Has the run written, whose last batch this is."""
+    def _close(self, last: bool) -> None:
+        """Has the run written; `last`: whether its unit ends with it."""
         self._slots.acquire()
         checks, self._checks = self._checks, []
-        self._writing.append(self._write_pool.submit(self._write, self._builder, batch.end, batch.last, checks))
+        self._writing.append(self._write_pool.submit(self._write, self._builder, self._end, last, checks))
         self._builder = None
 
     def _write(self, builder: RunBuilder, end: Position, last: bool, checks: list[Future]) -> _Unkept:

@@ -54,9 +54,10 @@ class DocumentBatch(NamedTuple):
     rejects: list[Rejected]
     ids: np.ndarray
     """uint64[n, 2]: 128-bit hash of the rendered text; filled by Mix (empty before)."""
+    begin: Position = START
     end: Position = START
     finished: int = 0
-    """Both as in `RecordBatch`."""
+    """All three as in `RecordBatch`."""
     wanted: np.ndarray | None = None
     """bool[n], filled by Mix: documents that some output may hold; the others are empty and not encoded.
     None: all of them."""
@@ -239,6 +240,7 @@ def transform_batch(batch: RecordBatch, transformer: Transformer) -> DocumentBat
         tally,
         rejects,
         np.empty((0, 2), np.uint64),
+        batch.begin,
         batch.end,
         batch.finished,
     )

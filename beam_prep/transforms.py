@@ -38,20 +38,28 @@ from beam_prep.reading import RecordBatch, read_unit
 from beam_prep.runs import Run
 from beam_prep.selection import select, selection
 from beam_prep.shards import ShardRecord, give_back, write_shard
-from beam_prep.templates import compile_template
+from beam_prep.templates import Template, compile_template
 from beam_prep.transform import DocumentBatch, Transformer, compile_transformer, transform_batch
 
 
-class _DoFn(beam.DoFn):
-    """A DoFn of the job; its methods are `_guarded`."""
+class _Counting(beam.DoFn):
+    """A DoFn of the job; its methods are `_guarded`. The steps of a single source hold no more than they need."""
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, carrier: carriers.Carrier):
+        self._carrier = carrier
 
     def setup(self) -> None:
         """Opens what a worker needs."""
         tokenization.tune_interpreter()
-        self._progress = Progress(self._job.carrier.work)
+        self._progress = Progress(self._carrier.work)
+
+
+class _DoFn(_Counting):
+    """A DoFn that needs the whole job."""
+
+    def __init__(self, job: Job):
+        super().__init__(job.carrier)
+        self._job = job
 
 
 def _guarded(method):
@@ -86,19 +94,17 @@ class Split(_DoFn):
         yield from sources.split_source(*element)
 
 
-class Read(_DoFn):
+class Read(_Counting):
     """Unit → record batches."""
 
-    def __init__(self, job: Job):
-        super().__init__(job)
-        self._bytes = Metrics.counter("read", "bytes")
-        self._records = Metrics.counter("read", "lines")
+    _bytes = Metrics.counter("read", "bytes")
+    _records = Metrics.counter("read", "lines")
 
     @_guarded
     def process(self, unit: sources.Unit) -> Iterator[RecordBatch]:
         """Yields the batches of a unit, in order."""
         unit = sources.Unit(*unit)
-        finished = resume.finished_runs(self._job.carrier, unit.source, unit.name)
+        finished = resume.finished_runs(self._carrier, unit.source, unit.name)
         begin = sources.START
         if finished:
             begin = sources.Position(len(unit.spans), 0) if finished[-1].last else finished[-1].end
@@ -112,24 +118,27 @@ class Read(_DoFn):
             yield batch
 
 
-class Transform(_DoFn):
+class Transform(_Counting):
     """Record batch → document batch."""
 
+    _documents = Metrics.counter("transform", "documents")
+    _rejects = Metrics.counter("transform", "rejects")
+    _filtered = Metrics.counter("transform", "filtered")
+
     def __init__(self, job: Job, source: int):
-        super().__init__(job)
-        self._source = source
-        self._documents = Metrics.counter("transform", "documents")
-        self._rejects = Metrics.counter("transform", "rejects")
-        self._filtered = Metrics.counter("transform", "filtered")
+        super().__init__(job.carrier)
+        template = job.sources[source].template
+        self._template = template.model_dump_json(exclude_defaults=True, exclude={"example", "about"})
+        self._seed = job.config.seed
+        self._special = [token for token, _ in job.tokenizer.special_tokens]
 
     def setup(self) -> None:
         """Compiles the template, once a worker."""
         super().setup()
-        template = self._job.sources[self._source].template
-        special = [token for token, _ in self._job.tokenizer.special_tokens]
+        template = Template.model_validate_json(self._template)
         own_code = template.function is not None or template.prepare is not None
         self._transformer: Transformer = compile_transformer(
-            compile_template(template, special), template.filter, self._job.config.seed, own_code
+            compile_template(template, self._special), template.filter, self._seed, own_code
         )
 
     @_guarded
@@ -144,19 +153,19 @@ class Transform(_DoFn):
         yield documents
 
 
-class Mix(_DoFn):
+class Mix(_Counting):
     """Gives documents their identity, from which order, split and copies follow."""
 
     def __init__(self, job: Job, source: int):
-        super().__init__(job)
-        self._selection = selection(job.outputs, source, job.limits[source])
+        super().__init__(job.carrier)
+        self._selection, self._seed = selection(job.outputs, source, job.limits[source]), job.config.seed
 
     @_guarded
     def process(self, batch: DocumentBatch) -> Iterator[DocumentBatch]:
         """Yields the batch with its ids, and without the texts that no output will hold."""
         with self._progress.busy("mix"):
             ids = mix.document_ids(batch.documents)
-            mixed = select(batch._replace(ids=ids), self._selection, self._job.config.seed)
+            mixed = select(batch._replace(ids=ids), self._selection, self._seed)
         yield mixed
 
 
@@ -164,11 +173,8 @@ class Tokenize(_DoFn):
     """Document batches → runs. What was read, and what was rejected, travels with the run that it belongs to."""
 
     RUNS, REJECTS, TALLIES = "runs", "rejects", "tallies"
-
-    def __init__(self, job: Job):
-        super().__init__(job)
-        self._tokens = Metrics.counter("tokenize", "tokens")
-        self._count = Metrics.counter("tokenize", "documents")
+    _tokens = Metrics.counter("tokenize", "tokens")
+    _count = Metrics.counter("tokenize", "documents")
 
     def start_bundle(self) -> None:
         """Starts the threads at the first batch."""
@@ -392,10 +398,8 @@ class Pack(beam.DoFn):
 class Write(_DoFn):
     """Packed shard → files and their record."""
 
-    def __init__(self, job: Job):
-        super().__init__(job)
-        self._sequences = Metrics.counter("write", "sequences")
-        self._bytes = Metrics.counter("write", "bytes")
+    _sequences = Metrics.counter("write", "sequences")
+    _bytes = Metrics.counter("write", "bytes")
 
     @_guarded
     def process(self, shard: buckets.PackedShard, plan: balance.Plan) -> Iterator[ShardRecord]:

@@ -37,7 +37,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
     by_source = units | FOLD_FROM >> beam.Partition(lambda unit, _: unit[0], len(job.sources))
     documents = [
         by_source[number]
-        | f"Read {name}" >> beam.ParDo(t.Read(job)).with_output_types(RecordBatch)
+        | f"Read {name}" >> beam.ParDo(t.Read(job.carrier)).with_output_types(RecordBatch)
         | f"Transform {name}" >> beam.ParDo(t.Transform(job, number)).with_output_types(DocumentBatch)
         | f"Mix {name}" >> beam.ParDo(t.Mix(job, number)).with_output_types(DocumentBatch)
         for number, name in enumerate(job.names)
