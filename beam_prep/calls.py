@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,8 @@ _CONNECTION_LOST = "Channel closed"
 _interrupted = threading.Event()
 _signals: list[signal.Signals] = []
 """That have come, in order."""
+before_leaving: list[Callable[[], None]] = []
+"""What is called when a command that was interrupted does not end by itself."""
 _workers_ended: queue.SimpleQueue[int] = queue.SimpleQueue()
 """Exit statuses of worker processes that are gone."""
 
@@ -161,20 +163,33 @@ def _status() -> int:
     return STOPPED[_signals[0] if _signals else signal.SIGINT]
 
 
+def is_interrupted() -> bool:
+    """Whether a signal has asked this command to stop."""
+    return _interrupted.is_set()
+
+
 def _leave() -> None:
     """Ends the process as it is."""
+    for call in before_leaving:
+        call()
     sys.stdout.flush()
     print(_SAY_INTERRUPTED, file=sys.stderr, flush=True)
     os._exit(_status())
+
+
+def said_by_worker(record: logging.LogRecord) -> tuple[str, str] | None:
+    """(level, text) of what a worker process says, without what its runner wraps around it; None for anything else."""
+    found = _FROM_WORKER.match(record.getMessage())
+    return (found[1], found[2]) if found else None
 
 
 class _Handler(logging.Handler):
     """Writes to what `sys.stderr` is at that moment, which a progress display replaces."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A line; what a worker process says without what its runner wraps around it."""
-        found = _FROM_WORKER.match(record.getMessage())
-        return f"{found[1]} {found[2]}" if found else super().format(record)
+        """A line."""
+        text = said_by_worker(record)
+        return super().format(record) if text is None else f"{text[0]} {text[1]}"
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)

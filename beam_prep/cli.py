@@ -17,6 +17,7 @@ from beam_prep.cli_outputs import OUTPUT_COMMANDS
 if TYPE_CHECKING:
     from beam_prep.config import Config
     from beam_prep.launch import RunOptions
+    from beam_prep.run_log import RunLog
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,10 +35,12 @@ def cli() -> None:
 @click.option("--output", metavar="DIR", help="Where to write; overrides the configuration's.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Overrides the configuration's.")
 @click.option("--runner", default="local", show_default=True, help="local, DataflowRunner, FlinkRunner …")
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes of the local runner.  [default: 1]")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Local processes.  [default: one for two cores]")
+@click.option("--memory", metavar="SIZE", help="What all of them may hold: 2GB …  [default: 1.5GB a process]")
 @click.option("--overwrite", is_flag=True, help="Replace a finished output of another run.")
 @click.option("--fresh", is_flag=True, help="Start an unfinished run over, instead of going on with it.")
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.option("--log-json", metavar="FILE", help="Append a log as JSON lines: progress, warnings, how it ended.")
 @click.option("--only-rejected", metavar="OUT", help="Render the rejected records of OUT again, and do nothing else.")
 @click.option("--carrier", type=click.Choice(["files", "engine"]), hidden=True)
 @debug_option
@@ -49,9 +52,11 @@ def run(
     seed: int | None,
     runner: str,
     workers: int | None,
+    memory: str | None,
     overwrite: bool,
     fresh: bool,
     quiet: bool,
+    log_json: str | None,
     only_rejected: str | None,
     carrier: str | None,
 ) -> None:
@@ -67,15 +72,27 @@ def run(
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
     from beam_prep.launch import LOCAL_RUNNERS, RunOptions
+    from beam_prep.sizes import parse_size
 
     path, beam = split_arguments(arguments)
     config = load_config(path, {"output": output, "seed": seed})
-    if workers is not None and runner not in LOCAL_RUNNERS:
-        raise ConfigError(f"--workers is the local runner's; for {runner} give Beam's own option (--num_workers …)")
+    if runner not in LOCAL_RUNNERS and (workers is not None or memory is not None):
+        raise ConfigError(
+            f"--workers and --memory are the local runner's; for {runner} give Beam's own options (--num_workers …)"
+        )
+    size = None if memory is None else parse_size(memory, "--memory")
     check_runner(runner)
     if beam:
         check_beam_options(beam, runner)
-    _carry_out(config, path, RunOptions(runner, workers or 1, carrier, overwrite, fresh, beam), quiet)
+    options = RunOptions(runner, workers, carrier, overwrite, fresh, beam, size)
+    if log_json is None:
+        _carry_out(config, path, options, quiet)
+        return
+    from beam_prep.run_log import RunLog
+
+    log = RunLog(log_json)
+    with log.recording():
+        _carry_out(config, path, options, quiet, log=log)
 
 
 def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> int:
@@ -97,7 +114,9 @@ def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> 
     return 1 if any(result.rejected for result in results) else 0
 
 
-def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours: bool = False) -> None:
+def _carry_out(
+    config: Config, path: str, options: RunOptions, quiet: bool, ours: bool = False, log: RunLog | None = None
+) -> None:
     """Runs the job, watched, and prints what came out.
 
     Args:
@@ -130,12 +149,16 @@ def _carry_out(config: Config, path: str, options: RunOptions, quiet: bool, ours
         if prepared.claim.replaced:
             click.echo("an unfinished run of another configuration or input was there: starting over", err=True)
         remember_call(config.output, path if "://" in path else os.path.abspath(path))
-        with screen.follow(prepared, quiet):
+        if log is not None:
+            log.start(path, prepared)
+        with screen.follow(prepared, quiet, log):
             launch.run(prepared)
         done = f"done in {duration(time.monotonic() - begin)}"
     manifest = read_manifest(config.output)
     if not is_finished(config.output, manifest):
         raise BeamPrepError(f"{config.output}: the runner ended, but the output is not finished; its log says why")
+    if log is not None:
+        log.done(manifest)
     if quiet:
         return
     from beam_prep import tables

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from beam_prep.balance import bucket_tokens
 from beam_prep.blocks import PLACED
 from beam_prep.carrier import length
-from beam_prep.dedup import KEY_RANGES
+from beam_prep.dedup import key_ranges
 from beam_prep.estimate import Estimate
 from beam_prep.machine import cores
 from beam_prep.output_estimate import OutputEstimate
@@ -171,7 +171,8 @@ def _process_bytes(made: Estimate, token_copies: int) -> int:
     least = bucket_tokens(0)
     in_bucket = max((_bucket_documents(output) for output in made.outputs), default=0.0)
     rows = in_bucket * (PLACED.itemsize + SPAN.itemsize) * _COPIES_IN_MEMORY
-    ranges = _documents(made) / KEY_RANGES * ENTRY.itemsize * _COPIES_IN_MEMORY
+    parts = key_ranges(sum(source.stored_bytes for source in made.sources), local=True)
+    ranges = _documents(made) / parts * ENTRY.itemsize * _COPIES_IN_MEMORY
     return round(_PROCESS_BYTES + 4 * (bucket * token_copies - least) + max(rows, ranges))
 
 

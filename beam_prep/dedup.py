@@ -15,7 +15,11 @@ from beam_prep.outputs import Output, member
 from beam_prep.runs import ENTRY, Run, entries_array, entry_ids
 
 KEY_RANGES = 64
-"""Parts of the key space that are deduplicated on their own; results do not depend on it."""
+"""Parts of the key space that are deduplicated on their own, at the least; results do not depend on their number."""
+_MOST_KEY_RANGES = 4096
+_MOST_KEY_RANGES_LOCAL = 256
+"""The local runner keeps a reference in memory for each run and range."""
+_RANGE_INPUT_BYTES = 256 << 20
 
 DUPLICATE = np.dtype([("row", "<u4"), ("rank", "<u4")])
 """A row of a run that is not the first of its id; `rank` counts from 1 in order of precedence."""
@@ -61,13 +65,19 @@ def no_counts(outputs: int, sources: int) -> Counts:
     return Counts(np.zeros(sources, np.int64), np.zeros((outputs, sources, 3), np.int64), merge([]))
 
 
-def slice_run(run: Run) -> Iterator[tuple[int, RunSlice]]:
-    """(key range, slice) for every range in which a run has documents."""
+def key_ranges(input_bytes: int, local: bool) -> int:
+    """How many key ranges suit an input of so many stored bytes: a power of two."""
+    most = _MOST_KEY_RANGES_LOCAL if local else _MOST_KEY_RANGES
+    return min(most, max(KEY_RANGES, 1 << (input_bytes // _RANGE_INPUT_BYTES).bit_length()))
+
+
+def slice_run(run: Run, ranges: int = KEY_RANGES) -> Iterator[tuple[int, RunSlice]]:
+    """(key range, slice) for every range in which a run has documents. `ranges`: a power of two."""
     if not run.documents:
         return
     keys = entries_array(carriers.load(run.entries))["key"]
-    shift = np.uint64(KEY_BITS - KEY_RANGES.bit_length() + 1)
-    edges = np.searchsorted(keys >> shift, np.arange(KEY_RANGES + 1, dtype=np.uint64)).tolist()
+    shift = np.uint64(KEY_BITS - ranges.bit_length() + 1)
+    edges = np.searchsorted(keys >> shift, np.arange(ranges + 1, dtype=np.uint64)).tolist()
     for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         if end > start:
             size = ENTRY.itemsize

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from beam_prep import __version__, catalog
 from beam_prep.carrier import Carrier
 from beam_prep.config import Config
+from beam_prep.dedup import KEY_RANGES
 from beam_prep.errors import ConfigError
 from beam_prep.outputs import Output, outputs_of
 from beam_prep.runs import TokenLimits
@@ -42,6 +43,9 @@ class Job(NamedTuple):
     carrier: Carrier
     encoders: int = 1
     """Threads that encode in each worker process."""
+    run_bytes: int | None = None
+    """Tokens that a worker holds before it hands them on; None for the usual."""
+    key_ranges: int = KEY_RANGES
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +119,8 @@ def make_job(
     inputs: str,
     work: str | None,
     encoders: int = 1,
+    run_bytes: int | None = None,
+    key_ranges: int = KEY_RANGES,
 ) -> Job:
     """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle.
 
@@ -131,4 +137,6 @@ def make_job(
         fingerprint(config, sources, outputs, tokenizer, inputs),
         Carrier(work),
         encoders,
+        run_bytes,
+        key_ranges,
     )

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from beam_prep import storage
 from beam_prep.config import Config, load_config
+from beam_prep.dedup import key_ranges
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
 from beam_prep.job import Job, make_job, resolve_sources
 from beam_prep.layout import WORK_FOLDER
+from beam_prep.machine import Allotment, allot
 from beam_prep.output_folder import AlreadyDone, Claim, claim, release
 from beam_prep.parquet import is_parquet
 from beam_prep.run_file import remember_call
@@ -26,8 +28,6 @@ from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import load_ahead
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
-_MOST_ENCODERS = 4
-"""More threads than this would wait for the one that reads and renders."""
 LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 
 
@@ -35,7 +35,8 @@ class RunOptions(NamedTuple):
     """How a run is carried out; nothing here changes the bytes that come out."""
 
     runner: str = "local"
-    workers: int = 1
+    workers: int | None = None
+    """Processes of the local runner; None for as many as suit."""
     carrier: str | None = None
     """files or engine; by default files on the local runner."""
     overwrite: bool = False
@@ -43,6 +44,8 @@ class RunOptions(NamedTuple):
     """Whether an unfinished run is started over."""
     beam: tuple[str, ...] = ()
     """Options that are handed to Beam as they are."""
+    memory: int | None = None
+    """Bytes that all processes of the local runner may hold; None for as much as suits."""
 
 
 class Prepared(NamedTuple):
@@ -55,6 +58,8 @@ class Prepared(NamedTuple):
     """Stored bytes of all inputs."""
     compressed_bytes: int = 0
     """Those of them that are compressed."""
+    workers: int = 1
+    """Processes of the local runner."""
 
 
 def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Prepared:
@@ -84,12 +89,14 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
             problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems))
-    # Engines start a worker process for each core; a local process has all cores to itself.
-    encoders = min(_MOST_ENCODERS, max(1, (os.cpu_count() or 1) // max(1, options.workers))) if local else 1
-    job = make_job(config, sources, tokenizer, signature(files), work, encoders)
+    total = sum(file.size for file in files)
+    # Engines start a worker process for each core, and know what memory it has.
+    own = allot(options.workers, options.memory, total) if local else Allotment(1, 1, 0, None)
+    ranges = key_ranges(total, work is not None)
+    job = make_job(config, sources, tokenizer, signature(files), work, own.encoders, own.run_bytes, ranges)
     claimed = claim(job, options.overwrite, options.fresh)
     compressed = sum(file.size for file in files if is_compressed(file.path) or is_parquet(file.path))
-    return Prepared(job, options, claimed, sum(file.size for file in files), compressed)
+    return Prepared(job, options, claimed, total, compressed, own.workers)
 
 
 def _work_folder(output: str) -> str:
@@ -105,7 +112,7 @@ def run(prepared: Prepared) -> None:
       BeamPrepError: the run failed; nothing in the output looks finished.
     """
     job, options = prepared.job, prepared.options
-    if options.runner in LOCAL_RUNNERS and options.workers <= 1:
+    if options.runner in LOCAL_RUNNERS and prepared.workers <= 1:
         load_ahead(job.tokenizer, job.config.tokenizer_backend)
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -114,7 +121,7 @@ def run(prepared: Prepared) -> None:
 
     if job.carrier.work:
         os.makedirs(job.carrier.work, exist_ok=True)
-    runner, arguments = _runner(options)
+    runner, arguments = _runner(options, prepared.workers)
     try:
         storage.require_temporary_folder()
         pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([*arguments, *options.beam]))
@@ -135,14 +142,14 @@ def run(prepared: Prepared) -> None:
             prepared.claim.lock.release()
 
 
-def _runner(options: RunOptions) -> tuple[Any, list[str]]:
+def _runner(options: RunOptions, workers: int) -> tuple[Any, list[str]]:
     if options.runner not in LOCAL_RUNNERS:
         return options.runner, []
     from beam_prep.runner import LocalRunner
 
-    if options.workers <= 1:
+    if workers <= 1:
         return LocalRunner(), []
-    return LocalRunner(), [f"--direct_num_workers={options.workers}", "--direct_running_mode=multi_processing"]
+    return LocalRunner(), [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="Overrides the configuration's output.")
     parser.add_argument("--seed", type=int, help="Overrides the configuration's seed.")
     parser.add_argument("--runner", default="local", help="local (default), DataflowRunner, FlinkRunner, …")
-    parser.add_argument("--workers", type=int, default=1, help="Processes of the local runner.")
+    parser.add_argument("--workers", type=int, help="Processes of the local runner.")
     parser.add_argument("--carrier", choices=["files", "engine"], help="Forces the shuffle's carrier (for tests).")
     parser.add_argument("--overwrite", action="store_true", help="Replaces a finished output of another run.")
     parser.add_argument("--fresh", action="store_true", help="Starts an unfinished run over.")

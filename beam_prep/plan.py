@@ -11,6 +11,7 @@ from beam_prep.cost import DataflowCost, Resources, dataflow_cost, local_resourc
 from beam_prep.errors import ConfigError
 from beam_prep.estimate import Estimate, estimate
 from beam_prep.job import resolve_sources
+from beam_prep.machine import allot
 from beam_prep.output_estimate import OutputEstimate, SourceShare
 from beam_prep.outputs import outputs_of
 from beam_prep.sample_records import SAMPLE_BYTES
@@ -70,7 +71,9 @@ def forecast(
     made = estimate(config, sources, outputs, sampled)
     if made.problems:
         return Forecast(config, made, None, None)
-    local = local_resources(made, config.views, 1 if runner == DATAFLOW else workers or 1)
+    total = sum(file.size for own in files for file in own)
+    processes = allot(None if runner == DATAFLOW else workers, None, total).workers
+    local = local_resources(made, config.views, processes)
     cost = dataflow_cost(made, workers) if runner == DATAFLOW else None
     return Forecast(config, made, local, cost)
 

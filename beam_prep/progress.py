@@ -14,6 +14,7 @@ import numpy as np
 
 STEPS = ("read", "transform", "mix", "tokenize", "pack", "write")
 """Steps whose busy time is kept."""
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _Item = TypeVar("_Item")
 _lock = threading.Lock()
 _maps: dict[str, np.ndarray] = {}
@@ -33,6 +34,10 @@ class Snapshot(NamedTuple):
     """Tokens that the shards will hold; 0 until the mixture is known."""
     found: int = 0
     """Of `bytes`, those that an earlier attempt had read."""
+    ranges: int = 0
+    """Key ranges that are deduplicated."""
+    placed: int = 0
+    """Tokens of copies that have their place."""
     kept: int = 0
     """Of `written`, those that an earlier attempt had written."""
     read: int = 0
@@ -81,6 +86,25 @@ class Progress:
             yield item
 
 
+def resident(work: str) -> int:
+    """Bytes of resident memory of this process and of all that count below the work folder; 0 without /proc."""
+    total = 0
+    for name in {str(os.getpid()), *_names(os.path.join(work, "progress"))}:
+        try:
+            with open(f"/proc/{name}/statm") as file:
+                total += int(file.read().split()[1]) * _PAGE
+        except (OSError, ValueError, IndexError):
+            continue
+    return total
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
 def _counters(work: str) -> np.ndarray:
     with _lock:
         path = os.path.join(work, "progress", str(os.getpid()))
@@ -98,12 +122,12 @@ def snapshot(work: str) -> Snapshot:
     """The sums of all processes' counters."""
     folder = os.path.join(work, "progress")
     total = np.zeros(len(Snapshot._fields), np.int64)
-    try:
-        for name in os.listdir(folder):
+    for name in _names(folder):
+        try:
             with open(os.path.join(folder, name), "rb") as file:
                 data = file.read(8 * len(Snapshot._fields))
-            if len(data) == 8 * len(Snapshot._fields):
-                total += np.frombuffer(data, np.int64)
-    except FileNotFoundError:
-        pass
+        except FileNotFoundError:
+            continue
+        if len(data) == 8 * len(Snapshot._fields):
+            total += np.frombuffer(data, np.int64)
     return Snapshot(*total.tolist())

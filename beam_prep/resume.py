@@ -5,8 +5,9 @@ is written last and appears at once, so that what has a record is whole; everyth
 belongs to one fingerprint. What comes out does not depend on where runs begin and end; but each run must begin where
 the one before it ends, and says so.
 
-Spilled tokens are not forced to the disk. After a power cut (another boot of the machine) a record is therefore only
-believed if the files hash to what it says.
+Spilled tokens are not forced to the disk at once. After a power cut (another boot of the machine) a record is therefore
+only believed if the files hash to what it says, or if they were forced to the disk when all of them were there
+(`settle`).
 
 When a shard has its record, the spilled tokens that it was made of are given back (`shards.give_back`). A shard that is
 lost after that can only be made again from its documents; see `check_shards`.
@@ -31,6 +32,8 @@ from beam_prep.shards import ShardRecord
 from beam_prep.sources import START, Position
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+SETTLE_BYTES = 3 << 29
+"""Spilled bytes (of about 1.5 GB of text) from which on they are forced to the disk before any is given back."""
 _PAYLOADS = ("entries", "tokens", "files", "rejects")
 _FORMAT = 1
 """Of the records; one of another format is none."""
@@ -72,6 +75,7 @@ def keep_run(carrier: Carrier, finished: FinishedRun, digest: str) -> None:
     """
     if carrier.work is None:
         return
+    storage.delete(_settled(carrier.work))
     unit, _, number = finished.run.name.rpartition("-")
     begin = START
     if int(number):
@@ -105,11 +109,32 @@ def finished_runs(carrier: Carrier, source: int, unit: str) -> list[FinishedRun]
         begin = end
 
 
+def settle(carrier: Carrier) -> bool:
+    """Forces all runs to the disk, if making them again would take long; for when all of them are finished.
+
+    After that they are believed after a power cut too, even those whose tokens are given back in part.
+    """
+    if carrier.work is None:
+        return False
+    marker = _settled(carrier.work)
+    if storage.exists(marker):
+        return True
+    files = storage.list_files(os.path.join(carrier.work, "runs"))
+    if sum(file.size for file in files) < SETTLE_BYTES:
+        return False
+    for file in files:
+        storage.sync_file(file.path)
+    storage.sync_folder(os.path.join(carrier.work, "runs"))
+    _keep(marker, {}, durable=True)
+    return True
+
+
 def keep_shard(carrier: Carrier, record: ShardRecord, folder: str) -> None:
     """Notes that a shard and its sidecar are on disk below `folder`. Does nothing without a work folder."""
     if carrier.work is not None:
         content = {"boot": _boot(), "record": list(record), "changed": _changed(record, folder)}
-        _keep(_shard_record(carrier.work, record.output, record.bucket), content)
+        # Durable, for the shard's tokens are given back next.
+        _keep(_shard_record(carrier.work, record.output, record.bucket), content, durable=True)
 
 
 def finished_shard(carrier: Carrier, output: int, bucket: int, folder: str) -> ShardRecord | None:
@@ -134,6 +159,8 @@ def check_shards(carrier: Carrier, folders: Sequence[str]) -> int:
         number = -1 if kept is None else kept["record"][0]
         if kept is None or number >= len(folders) or _intact(carrier, kept, folders[number]) is None:
             lost.append(found.path)
+    if lost:
+        storage.delete(_settled(carrier.work))
     # The runs first: without a shard's record nobody knows that its tokens may be gone.
     runs = storage.list_files(os.path.join(carrier.work, "runs")) if lost else []
     for path in [*(found.path for found in runs if found.path.endswith(_RUN)), *lost]:
@@ -176,6 +203,10 @@ def _shard_record(work: str, output: int, bucket: int) -> str:
     return os.path.join(work, "shards", f"{output}-{bucket:06d}{_SHARD}")
 
 
+def _settled(work: str) -> str:
+    return os.path.join(work, "settled")
+
+
 def _keep_run(work: str, kept: _KeptRun) -> None:
     run, end, last = kept.finished
     fields = run._asdict()
@@ -201,7 +232,7 @@ def _load_run(work: str, name: str) -> _KeptRun | None:
         path, offset, size = fields[payload]
         fields[payload] = FileSlice(os.path.join(work, path), offset, size)
     finished = FinishedRun(Run(**fields), Position(*content["end"]), content["last"])
-    trusted = content["boot"] is not None and content["boot"] == _boot()
+    trusted = (content["boot"] is not None and content["boot"] == _boot()) or _load(_settled(work)) is not None
     return _KeptRun(finished, Position(*content["begin"]), content["digest"], trusted)
 
 
@@ -210,9 +241,9 @@ def _relative(payload: Payload, work: str) -> list[Any]:
     return [os.path.relpath(payload.path, work), payload.offset, payload.size]
 
 
-def _keep(path: str, content: dict[str, Any]) -> None:
+def _keep(path: str, content: dict[str, Any], durable: bool = False) -> None:
     data = orjson.dumps({"format": _FORMAT, **content})
-    with storage.write_atomic(path, durable=False) as file:
+    with storage.write_atomic(path, durable) as file:
         file.write(xxhash.xxh3_64_digest(data) + data)
 
 

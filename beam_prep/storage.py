@@ -171,14 +171,20 @@ def write_atomic(path: str, durable: bool = True) -> Iterator[BinaryIO]:
                 attempt_change("write to the disk", path, lambda: os.fsync(raw.fileno()), again=False)
         attempt_change("rename", path, lambda: os.replace(temporary, path))
         if durable:
-            _sync_folder(os.path.dirname(path) or ".")
+            sync_folder(os.path.dirname(path) or ".")
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
 
 
-def _sync_folder(folder: str) -> None:
+def sync_file(path: str) -> None:
+    """Forces a local file's content to the disk."""
+    with open(path, "rb") as file:
+        attempt_change("write to the disk", path, lambda: os.fsync(file.fileno()), again=False)
+
+
+def sync_folder(folder: str) -> None:
     """Has a new name reach the disk before the names that are written after it, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

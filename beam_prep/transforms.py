@@ -186,7 +186,13 @@ class Tokenize(_DoFn):
         if self._tokenization is None:
             job = self._job
             self._tokenization = tokenization.Tokenization(
-                job.tokenizer, job.config.tokenizer_backend, job.carrier, job.config.seed, job.limits, job.encoders
+                job.tokenizer,
+                job.config.tokenizer_backend,
+                job.carrier,
+                job.config.seed,
+                job.limits,
+                job.encoders,
+                job.run_bytes,
             )
         for run in self._tokenization.add(batch):
             yield from self._outputs(run)
@@ -243,6 +249,7 @@ class Deduplicate(_DoFn):
             job.config.seed,
             job.config.dedup == "exact",
         )
+        self._progress.add(ranges=1)
         yield TaggedOutput(self.COUNTS, counts)
         for duplicates in found:
             yield duplicates.run, duplicates.rows
@@ -297,6 +304,7 @@ class Balance(_DoFn):
         limits = [source.max_rejects for source in job.sources]
         plan = balance.balance(job.outputs, job.names, limits, dedup.Counts(*counts), by_source)
         self._progress.plan(sum(o.tokens for o in plan.outputs))
+        resume.settle(job.carrier)
         from beam_prep.report import load_ahead  # not before the work: it imports half a second's worth
 
         load_ahead()
@@ -320,10 +328,12 @@ class Place(_DoFn):
         for run in element[1]["runs"]:
             duplicates = list(element[1]["duplicates"])
             placed, tally = place.place_run(Run(*run), duplicates, plan, job.config.seed, job.config.dedup == "exact")
+            self._progress.add(placed=sum(tally.tokens))
             yield TaggedOutput(self.TALLIES, tally)
             self._group.append(placed)
             # Elements of the engine's shuffle must stay small.
-            if not job.carrier.is_files or sum(p.nbytes for p in self._group) >= blocks.GROUP_BYTES:
+            limit = (job.run_bytes or 2 * blocks.GROUP_BYTES) // 2 if job.carrier.is_files else 0
+            if sum(p.nbytes for p in self._group) >= limit:
                 yield from self._blocks()
 
     @_guarded

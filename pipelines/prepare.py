@@ -56,7 +56,10 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
     )
     deduplicated = (
         runs
-        | "By key range" >> beam.FlatMap(lambda run: slice_run(t.Run(*run[1]))).with_output_types(KV[int, AnyType])
+        | "By key range"
+        >> beam.FlatMap(lambda run, ranges: slice_run(t.Run(*run[1]), ranges), job.key_ranges).with_output_types(
+            KV[int, AnyType]
+        )
         | "Collect key range" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(t.Deduplicate(job)).with_outputs(t.Deduplicate.COUNTS, main="duplicates")
     )

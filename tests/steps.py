@@ -71,14 +71,16 @@ class Deduplicated(NamedTuple):
     counts: dedup.Counts
 
 
-def deduplicate_runs(runs: Sequence[Run], outputs: Sequence[Output], drop: bool = True, seed: int = 0) -> Deduplicated:
-    ranges: dict[int, list[dedup.RunSlice]] = defaultdict(list)
+def deduplicate_runs(
+    runs: Sequence[Run], outputs: Sequence[Output], drop: bool = True, seed: int = 0, ranges: int = dedup.KEY_RANGES
+) -> Deduplicated:
+    slices_of: dict[int, list[dedup.RunSlice]] = defaultdict(list)
     for run in runs:
-        for number, part in dedup.slice_run(run):
-            ranges[number].append(part)
+        for number, part in dedup.slice_run(run, ranges):
+            slices_of[number].append(part)
     by_run: dict[str, list[bytes]] = defaultdict(list)
     counts = [dedup.no_counts(len(outputs), len(NAMES))]
-    for slices in ranges.values():
+    for slices in slices_of.values():
         found, count = dedup.deduplicate(slices, outputs, len(NAMES), seed, drop)
         counts.append(count)
         for duplicates in found:

@@ -83,7 +83,10 @@ def test_console_script_points_here():
         (["run", "{config}", "--direct_num_workers=x"], "error: option --direct_num_workers: invalid int value: 'x'"),
         (["run", "{config}", "more"], "error: argument 'more' belongs to no option"),
         (["run", "{config}", "--runner", "NoRunner"], "error: --runner NoRunner: Unexpected pipeline runner"),
-        (["run", "{config}", "--runner", "DataflowRunner", "--workers", "2"], "error: --workers is the local runner's"),
+        (
+            ["run", "{config}", "--runner", "DataflowRunner", "--workers", "2"],
+            "error: --workers and --memory are",
+        ),
         (["run", "{config}", "--workers", "0"], "Invalid value for '--workers'"),
         (["run", "{config}", "--seed", "-1"], "Invalid value for '--seed'"),
         (["walk"], "No such command 'walk'"),
@@ -289,13 +292,18 @@ def test_pace():
     assert state.details == ("500 kB of 1 MB", "1,000 documents", "100,000 tokens", "10,000 tokens/s")
     assert 10 < state.left < 20
     assert line(state) == f"tokenizing: 50%, {', '.join(state.details)}, {duration(17)} left"
-    state = pace.state(Snapshot(bytes=1_000_000, documents=2000, tokens=200_000, planned=400_000), 30.0)
-    assert (state.phase, state.done, state.left) == ("writing", 0.0, None)
-    state = pace.state(Snapshot(1_000_000, 2000, 200_000, 100_000, 400_000), 35.0)
-    assert (state.done, state.left) == (0.25, 15.0)
+    read = Snapshot(bytes=1_000_000, documents=2000, tokens=200_000)
+    state = pace.state(read._replace(ranges=16), 29.0)
+    assert (state.phase, state.done) == ("deduplicating", 0.25)
+    state = pace.state(read._replace(planned=400_000, placed=100_000), 30.0)
+    assert (state.phase, state.done, state.left) == ("placing", 0.25, None)
+    state = pace.state(read._replace(planned=400_000, written=100_000), 35.0)
+    assert (state.phase, state.done, state.left) == ("writing", 0.25, 15.0)
     # The counters are gone with the work folder, or count a retry twice.
     assert pace.state(Snapshot(), 36.0).done == 0.25
-    assert pace.state(Snapshot(2_000_000, 4000, 400_000, 900_000, 400_000), 37.0).done == 1.0
+    state = pace.state(Snapshot(2_000_000, 4000, 400_000, 900_000, 400_000), 37.0)
+    assert (state.phase, state.done) == ("finalizing", 1.0)
+    assert state.counters.written == 900_000
 
 
 def test_pace_of_compressed_input():
@@ -322,7 +330,7 @@ def test_quantities():
 def test_progress_lines_off_a_terminal(monkeypatch, capsys):
     from beam_prep import screen
 
-    monkeypatch.setattr(screen, "_LINE_SECONDS", 0.05)
+    monkeypatch.setattr(screen, "_LINE_SECONDS", ((10, 0.05),))
     stop = threading.Event()
     states = iter([State("starting", 0.0, (), None), State("tokenizing", 0.5, ("1 MB",), 3.2)] * 50)
     thread = threading.Thread(target=screen._watch_lines, args=(lambda: next(states), stop))

@@ -86,14 +86,11 @@ def test_against_a_dictionary(docs: list[Doc], numbers: random.Random, drop: boo
 
 
 @given(docs=documents(), numbers=st.randoms(use_true_random=False), ranges=st.sampled_from([1, 2, 64, 1024]))
-def test_nothing_depends_on_runs_and_key_ranges(
-    docs: list[Doc], numbers: random.Random, ranges: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_depends_on_runs_and_key_ranges(docs: list[Doc], numbers: random.Random, ranges: int) -> None:
     first = runs_of(deal(docs, numbers))
     second = runs_of(deal(docs, numbers))
     one = ranks(first, deduplicate_runs(first, ONCE).by_run)
-    monkeypatch.setattr(dedup, "KEY_RANGES", ranges)
-    assert ranks(second, deduplicate_runs(second, ONCE).by_run) == one
+    assert ranks(second, deduplicate_runs(second, ONCE, ranges=ranges).by_run) == one
 
 
 def test_counts_by_output_rate_and_split() -> None:

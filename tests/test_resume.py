@@ -223,6 +223,31 @@ def test_a_power_cut_while_shards_are_written(
     assert contents(out) == undisturbed
 
 
+def test_a_power_cut_after_all_was_forced_to_the_disk(
+    folder: Path,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    cut_power: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then nothing is tokenized again, though the tokens of finished shards are given back."""
+    monkeypatch.setattr(resume, "SETTLE_BYTES", 1)
+    config, out = CONFIG.format(folder=folder), tmp_path / "out"
+    killed(config, out, transforms, "give_back", 3, True)
+    cut_power()
+    with pytest.MonkeyPatch.context() as patch:
+        encoded = fail_at(patch, tokenization, "RunBuilder", -1, False)
+        killed(config, out, transforms, "give_back", 5, True)
+        assert encoded == []
+    sorted(out.glob("*/tokenized-samples/*.bin"))[0].unlink()
+    cut_power()
+    made = prepared(config, out)
+    assert made.claim.lost == 1
+    assert not (out / ".work" / "settled").exists()  # what is made again is not on the disk yet
+    run(made)
+    assert contents(out) == undisturbed
+
+
 def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """Their tokens are given back: they are made again."""
     config, out = CONFIG.format(folder=folder), tmp_path / "out"

@@ -86,7 +86,8 @@ class TestDealtOut:
         lines = [orjson.dumps({"text": f"document {n} " + "x" * (n % 50)}) for n in range(2000)]
         path.write_bytes(b"\n".join(lines) + b"\n")
         unit = Unit(0, "unit", (Span(0, str(path), 0, -1),))
-        transformer = compile_transformer(compile_template(Template(name="t", text="{{ text }}"), []), Filter(), 0, False)
+        template = Template(name="t", text="{{ text }}")
+        transformer = compile_transformer(compile_template(template, []), Filter(), 0, False)
         made = [transform_batch(batch, transformer) for batch in read_unit(unit)]
         return [batch._replace(ids=document_ids(batch.documents)) for batch in made]
 
