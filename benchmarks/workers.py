@@ -33,7 +33,8 @@ def make_chat(size: int, folder: Path) -> dict:
     path = folder / f"chat-{size}.jsonl"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [orjson.loads(line) for line in gzip.open(ROWS)]
+        with gzip.open(ROWS) as lines:
+            rows = [orjson.loads(line) for line in lines]
         written = number = 0
         with open(path.with_suffix(".tmp"), "wb") as file:
             while written < size:
@@ -96,9 +97,8 @@ def main() -> int:
                 f"{size / 1e6 / middle[workers][0]:6.1f} {middle[workers][1]:6.1f} "
                 f"{max(m.peak_rss for m in done) / 1e6:7.0f} {max(m.other_cores for m in done):7.1f}"
             )
-        print(
-            f"two against one: {middle[1][0] / middle[2][0]:.2f} times as fast, {middle[2][1] / middle[1][1]:.2f} of the CPU"
-        )
+        faster, more = middle[1][0] / middle[2][0], middle[2][1] / middle[1][1]
+        print(f"two against one: {faster:.2f} times as fast, {more:.2f} of the CPU")
     return 0
 
 
