@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from beam_prep.arguments import OVERRIDES, SWITCHES
 from beam_prep.errors import ConfigError
 from beam_prep.launch import LOCAL_RUNNERS
 
-_OURS = ("--output", "--seed", "--runner", "--workers", "--overwrite", "--debug", "--quiet")
+_OURS = tuple(f"--{name}" for name in (*OVERRIDES, *SWITCHES, "config", "runner", "workers", "debug", "quiet"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +54,26 @@ def check_runner(name: str) -> None:
         create_runner(name)
     except (ValueError, ImportError, AttributeError) as error:
         raise ConfigError(f"--runner {name}: {error}") from None
+
+
+class CloudOptions(NamedTuple):
+    """What beam-prep itself needs to know of Beam's options."""
+
+    job_name: str | None
+    template_location: str | None
+    """Where the graph is written to, when a template is launched; nothing runs then."""
+
+
+def cloud_options(arguments: Sequence[str]) -> CloudOptions:
+    """Those of Beam's options that beam-prep looks at itself."""
+    if not arguments:  # importing Beam takes a second
+        return CloudOptions(None, None)
+    from apache_beam.options.pipeline_options import GoogleCloudOptions
+
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    GoogleCloudOptions._add_argparse_args(parser)
+    known, _ = parser.parse_known_args(list(arguments))
+    return CloudOptions(known.job_name, known.template_location)
 
 
 def check_beam_options(arguments: Sequence[str], runner: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from beam_prep import __version__
+from beam_prep.arguments import OVERRIDES, SWITCHES, describe, overrides, spellings, value_of
 from beam_prep.calls import STOPPED, Commands, debug_option, set_up
 from beam_prep.cli_outputs import OUTPUT_COMMANDS
 
@@ -30,15 +31,29 @@ def cli() -> None:
     """
 
 
+class _Override(click.Option):
+    """A key of the configuration, given in the call; its help is what the configuration's model says."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Its line of help: the flag as it is spelt in the file, though hyphens do as well."""
+        assert self.name is not None
+        return f"{self.opts[0]} {value_of(self.name)}", describe(self.name)
+
+
+def _override_options(command: Any) -> Any:
+    for key in reversed(OVERRIDES):
+        command = click.option(*spellings(key), key, cls=_Override)(command)
+    return command
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG [BEAM OPTIONS]...")
-@click.option("--output", metavar="DIR", help="Where to write; overrides the configuration's.")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Overrides the configuration's.")
+@_override_options
 @click.option("--runner", default="local", show_default=True, help="local, DataflowRunner, FlinkRunner …")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Local processes.  [default: one for two cores]")
 @click.option("--memory", metavar="SIZE", help="What all of them may hold: 2GB …  [default: 1.5GB a process]")
-@click.option("--overwrite", is_flag=True, help="Replace a finished output of another run.")
-@click.option("--fresh", is_flag=True, help="Start an unfinished run over, instead of going on with it.")
+@click.option("--overwrite", is_flag=True, help=SWITCHES["overwrite"])
+@click.option("--fresh", is_flag=True, help=SWITCHES["fresh"])
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.option("--log-json", metavar="FILE", help="Append a log as JSON lines: progress, warnings, how it ended.")
 @click.option("--only-rejected", metavar="OUT", help="Render the rejected records of OUT again, and do nothing else.")
@@ -48,8 +63,6 @@ def cli() -> None:
 def run(
     ctx: click.Context,
     arguments: tuple[str, ...],
-    output: str | None,
-    seed: int | None,
     runner: str,
     workers: int | None,
     memory: str | None,
@@ -59,23 +72,26 @@ def run(
     log_json: str | None,
     only_rejected: str | None,
     carrier: str | None,
+    **keys: str | None,
 ) -> None:
     """The main job: raw records in, packed and indexed sequences out.
 
-    CONFIG is a YAML file: a path, gs://… Any other option goes to Beam as it is. With --only-rejected OUT it may be
-    left out: then it is the one that OUT was made with.
+    CONFIG is a YAML file: a path, gs://… With --only-rejected OUT it may be left out: then it is the one that OUT was
+    made with. A key of the file may be given here instead, and then takes its place: --total_tokens 1e9. Any option
+    that is not below goes to Beam as it is.
     """
     set_up(ctx)
     if only_rejected is not None:
-        ctx.exit(_render_rejected(arguments, only_rejected, seed))
-    from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
+        ctx.exit(_render_rejected(arguments, only_rejected, overrides(keys)))
+    from beam_prep import placeholders
+    from beam_prep.beam_options import check_beam_options, check_runner, cloud_options, split_arguments
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
     from beam_prep.launch import LOCAL_RUNNERS, RunOptions
     from beam_prep.sizes import parse_size
 
     path, beam = split_arguments(arguments)
-    config = load_config(path, {"output": output, "seed": seed})
+    config = load_config(path, overrides(keys))
     if runner not in LOCAL_RUNNERS and (workers is not None or memory is not None):
         raise ConfigError(
             f"--workers and --memory are the local runner's; for {runner} give Beam's own options (--num_workers …)"
@@ -84,6 +100,10 @@ def run(
     check_runner(runner)
     if beam:
         check_beam_options(beam, runner)
+    cloud = cloud_options(beam)
+    if cloud.template_location:
+        raise ConfigError("--template_location is for Dataflow's launcher, which calls `python -m pipelines.prepare`")
+    config = placeholders.fill(config, cloud.job_name)
     options = RunOptions(runner, workers, carrier, overwrite, fresh, beam, size)
     if log_json is None:
         _carry_out(config, path, options, quiet)
@@ -95,7 +115,7 @@ def run(
         _carry_out(config, path, options, quiet, log=log)
 
 
-def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> int:
+def _render_rejected(arguments: tuple[str, ...], out: str, keys: dict[str, str]) -> int:
     """Prints what is left of the rejected records of `out`; the exit status, 0 if that is nothing."""
     from beam_prep import tables
     from beam_prep.config import load_config
@@ -105,7 +125,7 @@ def _render_rejected(arguments: tuple[str, ...], out: str, seed: int | None) -> 
     from beam_prep.tokenizer import at_hand
 
     path = arguments[0] if arguments else remembered_call(out)
-    config = load_config(path, {"seed": seed})
+    config = load_config(path, keys)
     with at_hand(config.tokenizer) as tokenizer:
         pass
     sources = resolve_sources(config, tokenizer, _base(path))
@@ -180,7 +200,7 @@ def _base(path: str) -> Any:
 @click.option("--runner", default="local", show_default=True, help="With DataflowRunner: vCPU hours and cost too.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes here, or machines on Dataflow.")
 @click.option("--sample", metavar="BYTES", help="Uncompressed bytes to read of each dataset.  [default: 8 MiB]")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Overrides the configuration's.")
+@_override_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 @click.pass_context
@@ -190,14 +210,17 @@ def plan(
     runner: str,
     workers: int | None,
     sample: str | None,
-    seed: int | None,
     as_json: bool,
+    **keys: str | None,
 ) -> None:
     """What a run would find, make, need and cost. Reads a sample of each dataset and writes nothing.
 
-    CONFIG is a YAML file: a path, gs://… Exit status 1 if the run would fail for what its inputs hold.
+    CONFIG is a YAML file: a path, gs://…; a key of it may be given here instead, as in a run. Exit status 1 if the
+    run would fail for what its inputs hold.
     """
     set_up(ctx)
+    import shlex
+
     from beam_prep import plan as plans
     from beam_prep import plan_tables, tables
     from beam_prep.beam_options import check_runner
@@ -208,11 +231,12 @@ def plan(
     if runner != plans.DATAFLOW:  # which needs nothing here but prices
         check_runner(runner)
     wanted = SAMPLE_BYTES if sample is None else parse_size(sample, "--sample")
-    made = plans.forecast(load_config(config, {"seed": seed}), _base(config), wanted, runner, workers)
+    made = plans.forecast(load_config(config, overrides(keys)), _base(config), wanted, runner, workers)
     if as_json:
         tables.to_json(plans.as_json(made))
     else:
         more = "" if runner == "local" else f" --runner {runner}"
+        more += "".join(f" --{key} {shlex.quote(value)}" for key, value in overrides(keys).items())
         plan_tables.print_forecast(tables.open_console(), made, f"beam-prep run {config}{more}")
     if made.estimate.problems:
         how = "would fail" if made.estimate.exact else "would probably fail (estimated from a sample)"

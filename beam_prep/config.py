@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from beam_prep import placeholders
 from beam_prep.config_checks import contradictions
 from beam_prep.errors import ConfigError
 from beam_prep.layout import MANIFEST, REJECTED_FOLDER, REPORT, RUN_FILE
@@ -224,7 +226,9 @@ class Config(_Model):
     )
     context_length: _Int = Field(32_768, ge=2, le=2**31, description="Tokens a sequence.")
     seed: _Int = Field(0, ge=0, lt=2**63, description="Of the order, and of random choices in templates.")
-    output: str = Field("out", min_length=1, description="Folder to write; local or gs://.")
+    output: str = Field(
+        "out", min_length=1, description="Folder to write; local or gs://. May hold {date} (UTC) and {job_name}."
+    )
     datasets: Annotated[list[Dataset], Field(min_length=1, description="The sources.")]
     splits: dict[str, Annotated[_Float, Field(gt=0, le=1)]] | None = Field(
         None, min_length=1, description="Named parts of the documents by their content; fractions that sum to 1."
@@ -243,6 +247,11 @@ class Config(_Model):
     views: list[Annotated[_Int, Field(ge=1)]] = Field(
         default_factory=list, description="Shorter context lengths that get an index of their own over the same shards."
     )
+
+    @field_validator("output")
+    @classmethod
+    def _known_placeholders(cls, value: str) -> str:
+        return placeholders.check(value)
 
     @field_validator("splits")
     @classmethod
@@ -264,8 +273,11 @@ class Config(_Model):
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> Config:
     """Reads and checks a configuration file (local or any file system that Beam knows).
 
+    Args:
+      overrides: top-level keys → values that take the file's place, as text or as what they are; None is not given.
+
     Raises:
-      ConfigError: names the file, and for every error its line, its key and what to do.
+      ConfigError: names the file, and for every error its line and key, or its flag, and what to do.
     """
     text = _read_text(path)
     return parse_config(text, path, overrides)
@@ -284,15 +296,14 @@ def parse_config(text: str, name: str = "<configuration>", overrides: dict[str, 
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: a configuration is a mapping with at least `datasets:`; see README.md")
     problems = [f"line {line}: `{key}` is given twice; keep one" for key, line in duplicates]
-    raw = {**raw, **{key: value for key, value in (overrides or {}).items() if value is not None}}
+    flags = {key: value for key, value in (overrides or {}).items() if value is not None}
     try:
-        config = Config.model_validate(raw)
+        config = Config.model_validate({**raw, **flags})
     except ValidationError as error:
-        problems += [_explain(item, node) for item in error.errors()]
+        problems += [_explain(item, node, flags) for item in error.errors()]
     else:
         for location, problem in contradictions(config):
-            line = _line(node, location)
-            problems.append(f"{f'line {line}: ' if line else ''}`{_dotted(location)}`: {problem}")
+            problems.append(f"{_place(location, node, flags)}`{_key(location, flags)}`: {problem}")
     if not problems:
         return config
     plural = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
@@ -351,14 +362,23 @@ def _line(node: yaml.Node | None, location: tuple) -> int | None:
     return line
 
 
-def _explain(error: dict[str, Any], node: yaml.Node | None) -> str:
-    """One line for one pydantic error: place, key, what is wrong, what to do."""
+def _place(location: tuple, node: yaml.Node | None, flags: Container[str]) -> str:
+    """Where an error is: its line, or nothing if no line of the file is to blame."""
+    line = None if location and location[0] in flags else _line(node, location)
+    return f"line {line}: " if line else ""
+
+
+def _key(location: tuple, flags: Container[str]) -> str:
+    """The key of an error, as it was given: in the file, or as a flag."""
+    return f"--{location[0]}" if location and location[0] in flags else _dotted(location)
+
+
+def _explain(error: dict[str, Any], node: yaml.Node | None, flags: Container[str]) -> str:
+    """One line for one pydantic error: place, key or flag, what is wrong, what to do."""
     *outer, last = error["loc"] or ("",)
     unknown_key = error["type"] == "extra_forbidden"  # which may well be called `list`
     location = tuple(p for p in outer if not _is_branch(p)) + ((last,) if unknown_key or not _is_branch(last) else ())
-    key = _dotted(location)
-    line = _line(node, location)
-    place = f"line {line}: " if line else ""
+    key, place = _key(location, flags), _place(location, node, flags)
     if unknown_key:
         unknown, known = str(location[-1]), _known_keys(location[:-1])
         near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)

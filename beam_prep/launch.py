@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beam_prep import storage
+from beam_prep import arguments, placeholders, storage
 from beam_prep.config import Config, load_config
 from beam_prep.dedup import key_ranges
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
@@ -73,6 +72,7 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
       BeamPrepError: the output cannot be written or holds something else.
       AlreadyDone: there is nothing to do.
     """
+    config = placeholders.fill(config, None)
     gc.disable()  # until the workers set it up: importing Beam would make it run for half a second
     local = options.runner in LOCAL_RUNNERS
     work = _work_folder(config.output) if (options.carrier or ("files" if local else "engine")) == "files" else None
@@ -106,7 +106,7 @@ def _work_folder(output: str) -> str:
 
 
 def run(prepared: Prepared) -> None:
-    """Runs the graph to its end.
+    """Runs the graph to its end; with `--template_location` it is only written there, for Dataflow to run.
 
     Raises:
       BeamPrepError: the run failed; nothing in the output looks finished.
@@ -114,19 +114,17 @@ def run(prepared: Prepared) -> None:
     job, options = prepared.job, prepared.options
     if options.runner in LOCAL_RUNNERS and prepared.workers <= 1:
         load_ahead(job.tokenizer, job.config.tokenizer_backend)
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     from pipelines.prepare import build
 
     if job.carrier.work:
         os.makedirs(job.carrier.work, exist_ok=True)
-    runner, arguments = _runner(options, prepared.workers)
     try:
         storage.require_temporary_folder()
-        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([*arguments, *options.beam]))
+        pipeline, only_written = _pipeline(options, prepared.workers)
         build(pipeline, job)
         result = pipeline.run()
+        if only_written:  # there is no job yet to wait for
+            return
         state = result.wait_until_finish()
         if state not in (None, "DONE"):
             raise BeamPrepError(f"the runner ended with state {state}; its log says why")
@@ -142,6 +140,30 @@ def run(prepared: Prepared) -> None:
             prepared.claim.lock.release()
 
 
+def launch_nothing(options: RunOptions) -> None:
+    """Writes a graph of one empty step, if a template is being launched.
+
+    Dataflow takes a launch without a graph for a failed one, and a schedule that found nothing to do is none.
+    """
+    import apache_beam as beam
+
+    pipeline, only_written = _pipeline(options)
+    if only_written:
+        _ = pipeline | "Nothing to do" >> beam.Create([], reshuffle=False)
+        pipeline.run()
+
+
+def _pipeline(options: RunOptions, workers: int = 1) -> tuple[Any, bool]:
+    """(an empty pipeline, whether running it only writes its graph)."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+    runner, own = _runner(options, workers)
+    # Every step comes from an installed module. Dataflow would pickle the main module with each job.
+    made = PipelineOptions(["--no_save_main_session", *own, *options.beam])
+    return beam.Pipeline(runner=runner, options=made), bool(made.view_as(GoogleCloudOptions).template_location)
+
+
 def _runner(options: RunOptions, workers: int) -> tuple[Any, list[str]]:
     if options.runner not in LOCAL_RUNNERS:
         return options.runner, []
@@ -154,22 +176,17 @@ def _runner(options: RunOptions, workers: int) -> tuple[Any, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m pipelines.prepare`: the job with argparse names, for launchers that know no console script."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.prepare", description=__doc__)
-    parser.add_argument("--config", required=True, help="The configuration (YAML): a path, gs://…")
-    parser.add_argument("--output", help="Overrides the configuration's output.")
-    parser.add_argument("--seed", type=int, help="Overrides the configuration's seed.")
-    parser.add_argument("--runner", default="local", help="local (default), DataflowRunner, FlinkRunner, …")
-    parser.add_argument("--workers", type=int, help="Processes of the local runner.")
-    parser.add_argument("--carrier", choices=["files", "engine"], help="Forces the shuffle's carrier (for tests).")
-    parser.add_argument("--overwrite", action="store_true", help="Replaces a finished output of another run.")
-    parser.add_argument("--fresh", action="store_true", help="Starts an unfinished run over.")
-    known, beam_options = parser.parse_known_args(argv)
+    known, beam_options = arguments.parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    options = RunOptions(known.runner, known.workers, known.carrier, known.overwrite, known.fresh, tuple(beam_options))
+    from beam_prep.beam_options import check_beam_options, check_runner, cloud_options
+
     try:
-        config = load_config(known.config, {"output": known.output, "seed": known.seed})
-        options = RunOptions(
-            known.runner, known.workers, known.carrier, known.overwrite, known.fresh, tuple(beam_options)
-        )
+        check_runner(options.runner)
+        cloud = cloud_options(options.beam)
+        if options.beam and not cloud.template_location:  # there, Dataflow has chosen them
+            check_beam_options(options.beam, options.runner)
+        config = placeholders.fill(load_config(known.config, arguments.overrides(vars(known))), cloud.job_name)
         base = Path(known.config).parent if storage.is_local(known.config) else None
         begin = time.monotonic()
         prepared = prepare(config, options, base)
@@ -177,9 +194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(prepared)
     except AlreadyDone:
         print("nothing to do: the output already holds this run")
+        launch_nothing(options)
         return 0
     except BeamPrepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    print(f"done in {time.monotonic() - begin:.1f} s")
+    spent = f"{time.monotonic() - begin:.1f} s"
+    print(f"graph written to {cloud.template_location} in {spent}" if cloud.template_location else f"done in {spent}")
     return 0

@@ -88,7 +88,7 @@ def test_console_script_points_here():
             "error: --workers and --memory are",
         ),
         (["run", "{config}", "--workers", "0"], "Invalid value for '--workers'"),
-        (["run", "{config}", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["run", "{config}", "--seed", "-1"], "`--seed`: input should be greater than or equal to 0 (given: '-1')"),
         (["walk"], "No such command 'walk'"),
         (["datasets", "gsm9k"], "error: template 'gsm9k' is not in the catalogue; did you mean 'gsm8k'?"),
         (["render", "{config}", "-n", "0"], "Invalid value for '-n'"),

@@ -299,7 +299,7 @@ def test_an_override_of_zero_is_one() -> None:
 
 
 def test_a_wrong_override_is_an_error() -> None:
-    assert "`seed`" in errors(GOOD, overrides={"seed": -1})[1]
+    assert "`--seed`" in errors(GOOD, overrides={"seed": -1})[1]
 
 
 def test_an_override_mends_a_wrong_value() -> None:
