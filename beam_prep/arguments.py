@@ -28,7 +28,7 @@ SWITCHES = {
     "fresh": "Start an unfinished run over, instead of going on with it.",
 }
 """What a run does with what it finds in its output → help."""
-CONFIG_HELP = "The configuration, a YAML file: a path, gs://…"
+CONFIG_HELP = "The configuration, a YAML file: a path or gs://."
 JOB, LOCAL = "the job", "this machine only"
 """Titles of the groups of arguments: parameters of the template, and the others."""
 

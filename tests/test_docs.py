@@ -92,7 +92,8 @@ def calls(block: Block) -> list[list[str]]:
 
 
 def test_every_block_is_known() -> None:
-    known = {"bash", "python", "yaml", "yaml top-level", "yaml dataset", "text"}
+    """`bash cloud`: see test_dataflow_docs."""
+    known = {"bash", "bash cloud", "python", "yaml", "yaml top-level", "yaml dataset", "text"}
     assert [(b.page, b.line, b.kind) for b in BLOCKS if b.kind not in known] == []
     assert {b.page for b in BLOCKS} >= {"README.md", "docs/training.md", "docs/own-datasets.md", "docs/operations.md"}
 
@@ -245,7 +246,9 @@ def test_links(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_files_that_are_named(path: Path) -> None:
-    named = re.findall(r"`((?:examples|tests|benchmarks|docs|pipelines)/[\w./-]+\.\w+)", path.read_text("utf-8"))
+    named = re.findall(
+        r"`((?:examples|tests|benchmarks|docs|pipelines|templates)/[\w./-]+\.\w+)", path.read_text("utf-8")
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -1,0 +1,1 @@
+"""Dataflow: the flex template, a launch of it, its schedule, and the check of the image."""

@@ -1,0 +1,53 @@
+"""Writes metadata.json, spec.json, launch.json and scheduler.json: `python -m templates.generate [--project P …]`.
+
+Without arguments the files of this folder are made anew, with names in capitals where a site's own belong; a test
+holds them against the code. With a site's names, `--to FOLDER` gets files that are ready to be sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from templates.bodies import Site, launch, scheduler, specification
+from templates.metadata import metadata
+
+
+def files(site: Site) -> dict[str, dict[str, Any]]:
+    """File name → content."""
+    return {
+        "metadata.json": metadata(),
+        "spec.json": specification(site),
+        "launch.json": launch(site),
+        "scheduler.json": scheduler(site),
+    }
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """A file's text."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the files and names them."""
+    parser = argparse.ArgumentParser(prog="python -m templates.generate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--to", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="Where to write.")
+    for name, default in Site._field_defaults.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, metavar=name.upper())
+    given = vars(parser.parse_args(argv))
+    folder = given.pop("to")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files(Site(**given)).items():
+        (folder / name).write_text(as_text(content), "utf-8")
+        print(folder / name)
+
+
+if __name__ == "__main__":
+    main()
