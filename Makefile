@@ -11,11 +11,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format templates image-check bench clean
 
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
 	@echo 'make lint    style;  make format: mend it;  make bench: timings;  make clean: remove what these made'
+	@echo 'make templates    the JSON files of the Dataflow template;  make image-check: the Dockerfile and its steps'
 
 setup: $(STAMP)
 
@@ -39,6 +40,13 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+templates: $(STAMP)
+	$(BIN)/python -m templates.generate
+
+image-check: $(STAMP)
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m templates.check_image
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -120,7 +120,7 @@ def carry_out(
                     name, _, value = pair.partition("=")
                     done.environment[name] = below(root, Template(value).substitute(values))
             elif step.name == "WORKDIR":
-                folder = Path(below(root, Template(step.value).substitute(values)))
+                folder = Path(os.path.join(folder, below(root, Template(step.value).substitute(values))))
                 folder.mkdir(parents=True, exist_ok=True)
             elif step.name == "COPY" and step.value.startswith("--from="):
                 done.left_out.append(f"COPY {step.value}")

@@ -17,7 +17,7 @@ DESCRIPTION = "Raw datasets in; packed, tokenized, randomly accessible training 
 _BUCKET = "gs://[a-z0-9][a-z0-9._-]+[a-z0-9]"
 _PATTERNS = {
     "config": rf"^{_BUCKET}/[^\s{{}}]*\.ya?ml$",
-    "output": rf"^{_BUCKET}(/([^\s{{}}]|\{{date\}}|\{{job_name\}})+)?$",
+    "output": rf"^{_BUCKET}(/([^\s{{}}]|\{{date\}}|\{{job_name\}})*)?$",
     "tokenizer": rf"^([A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?|/[^\s]+|{_BUCKET}/[^\s]+)$",
 }
 """Texts → what the launcher can do with: it has no folder of the caller's, and no braces but placeholders."""
