@@ -40,6 +40,6 @@ RUN if [ -n "${TOKENIZER}" ]; then python -m beam_prep.bake_tokenizer "${TOKENIZ
 ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/template/pipelines/prepare.py \
     RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
 
-# The base image's user stays, which is root: on a worker Dataflow mounts folders of root's for staged files and logs
-# and starts the boot program, which writes there. Launcher and workers have the service account's rights and no more.
+# The user is the base image's, root: Beam's boot program and Dataflow's launcher write below folders of root's, and
+# neither is documented to work as another. What they may do in the cloud is what the service account may.
 ENTRYPOINT ["/opt/apache/beam/boot"]

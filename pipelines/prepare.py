@@ -5,7 +5,8 @@
                                                              └→ Place ←────────────────┘
                                                                   └→ Pack → Write → Finalize
 
-`python -m pipelines.prepare --config CONFIG [--output DIR] [any Beam option]` is `beam-prep run CONFIG …`.
+`python -m pipelines.prepare --config CONFIG [--KEY VALUE] [any Beam option]` is `beam-prep run CONFIG …`, and what
+Dataflow's launcher calls: nothing is done after the graph has been handed over.
 """
 
 from __future__ import annotations

@@ -31,17 +31,22 @@ def as_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the files and names them."""
-    parser = argparse.ArgumentParser(prog="python -m templates.generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--to", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="Where to write.")
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments: a flag for each field of a site."""
+    made = argparse.ArgumentParser(prog="python -m templates.generate", description=__doc__, allow_abbrev=False)
+    made.add_argument("--to", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="Where to write.")
     for name, default in Site._field_defaults.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+            made.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
         else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=name.upper())
-    given = vars(parser.parse_args(argv))
+            made.add_argument(flag, type=type(default), default=default, metavar=name.upper())
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the files and names them."""
+    given = vars(parser().parse_args(argv))
     folder = given.pop("to")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files(Site(**given)).items():

@@ -1,7 +1,7 @@
 """Run by gcloud's own Python: has gcloud's own parser read calls, and looks their flags up in gcloud's help.
 
 Standard input: a JSON list of calls, each a list of words without `gcloud`. Standard output: a JSON list with, for
-each, null or what is wrong. Nothing is sent anywhere.
+each, null or what is wrong. Exit status 3: this version of gcloud keeps its parser elsewhere. Nothing is sent anywhere.
 """
 
 import contextlib
@@ -57,4 +57,6 @@ def problem(client: Any, words: list[str]) -> str | None:
 
 if __name__ == "__main__":
     gcloud = open_client(sys.argv[1])
+    if not hasattr(gcloud, "_CLI__parser") or not hasattr(gcloud, "_CLI__top_element"):
+        sys.exit(3)
     print(json.dumps([problem(gcloud, call) for call in json.load(sys.stdin)]))

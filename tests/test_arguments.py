@@ -142,6 +142,15 @@ def test_placeholders() -> None:
     assert config.output == "o/2026-02-03" and placeholders.fill(config, None) is config
 
 
+def test_every_worker_sees_the_same_output(tmp_path: Path) -> None:
+    config = load_config(str(write_small_data(tmp_path)), {"output": f"{tmp_path}/{{date}}"})
+    job = launch.prepare(config, launch.RunOptions()).job
+    assert job.output == job.config.output and "{" not in job.output
+    assert Path(job.output).is_dir()
+    with pytest.raises(ConfigError, match="--job_name"):
+        launch.prepare(config.model_copy(update={"output": "{job_name}"}), launch.RunOptions())
+
+
 def test_the_clock_is_read_once_and_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # where it is tomorrow
     read = []
@@ -257,7 +266,12 @@ def test_a_template_is_launched(offline: Path, monkeypatch: pytest.MonkeyPatch, 
     job = json.loads((offline / "staged/job_object").read_text())
     options = job["environment"]["sdkPipelineOptions"]["options"]
     assert options["save_main_session"] is False
-    assert "main_session" not in "".join(path.name for path in (offline / "staged").iterdir())
+    # No package either: a worker starts with what its image holds.
+    assert {path.name for path in (offline / "staged").iterdir()} <= {
+        "pipeline.pb",
+        "job_object",
+        "submission_environment_dependencies.txt",
+    }
     graph = (offline / "staged" / "pipeline.pb").read_bytes()
     assert b"Finalize" in graph and len(graph) < 1_000_000
     assert not (offline / "o-2026-02-03-nightly/_SUCCESS").exists()

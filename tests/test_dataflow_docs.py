@@ -22,6 +22,7 @@ from google.protobuf import json_format
 from beam_prep.arguments import OVERRIDES
 from beam_prep.beam_options import check_beam_options, split_arguments
 from templates import generate
+from templates.metadata import metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/dataflow.md").read_text("utf-8")
@@ -92,6 +93,8 @@ class Client:
             text=True,
             check=False,
         )
+        if done.returncode == 3:
+            pytest.skip("this version of gcloud keeps its parser elsewhere")
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout)
 
@@ -239,13 +242,42 @@ def test_beam_knows_the_options_of_a_direct_submission() -> None:
     check_beam_options([*options[:runner], *options[runner + 2 :]], "local")  # which takes no option for granted
 
 
+def flags_of(words: list[str]) -> dict[str, str]:
+    """The flags of a call that have a value."""
+    return dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
+
+
+def test_launches_give_parameters_of_the_template_and_options_of_beam() -> None:
+    patterns = {p["name"]: p["regexes"] for p in metadata()["parameters"]}
+    launches = [flags_of(words) for words in calls_of("gcloud") if words[:3] == ["dataflow", "flex-template", "run"]]
+    assert len(launches) == 2
+    for flags in launches:
+        parameters = dict(pair.split("=", 1) for pair in flags["parameters"].split(","))
+        options = [f"--sdk_container_image={parameters.pop('sdk_container_image')}"]
+        options += [f"--{pair}" for pair in flags.get("additional-pipeline-options", "").split(",") if pair]
+        check_beam_options(options, "local")
+        for name, value in parameters.items():
+            assert all(re.fullmatch(pattern, value) for pattern in patterns[name]), (name, value)
+
+
+def test_outputs_and_flags_in_the_text() -> None:
+    patterns = {p["name"]: p["regexes"] for p in metadata()["parameters"]}
+    outputs = [*re.findall(r"^output: (\S+)", PAGE, re.M), *re.findall(r"`output=(gs://BUCKET\S+)`", PAGE)]
+    assert len(outputs) == 2
+    for output in outputs:
+        assert re.fullmatch(patterns["output"][0], output.replace("BUCKET", "my-bucket"))
+    sentence = re.search(r"`python -m templates.generate --help` has the rest: (.*?) and so on", PAGE, re.S)
+    known = generate.parser().format_help()
+    assert sentence and all(flag in known for flag in re.findall(r"`(--[\w-]+)`", sentence[1]))
+
+
 # --- what the text says ---------------------------------------------------------------------------------------------
 
 
 def test_roles_in_the_table_are_those_that_are_given() -> None:
     given = set()
     for words in calls_of("gcloud"):
-        flags = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        flags = flags_of(words)
         if "role" in flags:
             account = re.fullmatch(r"serviceAccount:(.*)@my-project\.iam\.gserviceaccount\.com", flags["member"])
             given.add((account[1], flags["role"].removeprefix("roles/")))
