@@ -7,6 +7,7 @@ model. Dataflow passes a parameter as `--NAME=VALUE`, which is why a switch take
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from typing import Any
 
 OVERRIDES = (
@@ -45,12 +46,22 @@ def describe(key: str) -> str:
     return Config.model_fields[key].description or ""
 
 
-def value_of(key: str) -> str:
-    """What stands for a key's value in help: its choices, or its kind."""
+def kind_of(key: str) -> dict[str, Any]:
+    """What values a key takes, as JSON Schema has it: `type`, and `enum` for a choice."""
+    entry = _properties()[key]
+    return entry.get("anyOf", [entry])[0]  # or null
+
+
+@cache
+def _properties() -> dict[str, Any]:
     from beam_prep.config import Config
 
-    entry = Config.model_json_schema()["properties"][key]
-    kind = entry.get("anyOf", [entry])[0]  # or null
+    return Config.model_json_schema()["properties"]
+
+
+def value_of(key: str) -> str:
+    """What stands for a key's value in help: its choices, or its kind."""
+    kind = kind_of(key)
     return "|".join(kind["enum"]) if "enum" in kind else {"integer": "N", "number": "X"}.get(kind["type"], "TEXT")
 
 

@@ -10,7 +10,6 @@ import argparse
 from typing import Any
 
 from beam_prep import arguments
-from beam_prep.config import Config
 
 NAME = "beam-prep"
 DESCRIPTION = "Raw datasets in; packed, tokenized, randomly accessible training data out."
@@ -99,8 +98,7 @@ def _kind(name: str) -> dict[str, Any]:
         return {"paramType": "GCS_READ_FILE", "regexes": [_PATTERNS[name]]}
     if name in _PATTERNS:  # as GCS_WRITE_FOLDER the console would look for a folder that is called {date}
         return {"paramType": "TEXT", "regexes": [_PATTERNS[name]]}
-    schema = Config.model_json_schema()["properties"][name]
-    kind = schema.get("anyOf", [schema])[0]
+    kind = arguments.kind_of(name)
     if "enum" in kind:
         choices = [{"value": value, "label": value} for value in kind["enum"]]
         return {"paramType": "ENUM", "enumOptions": choices, "regexes": [f"^({'|'.join(kind['enum'])})$"]}
