@@ -141,16 +141,15 @@ def run(prepared: Prepared) -> None:
 
 
 def launch_nothing(options: RunOptions) -> None:
-    """Writes a graph of one empty step, if a template is being launched.
+    """Writes a graph of one empty step, for a template's launch that found nothing to do.
 
-    Dataflow takes a launch without a graph for a failed one, and a schedule that found nothing to do is none.
+    Dataflow takes a launch without a graph for a failed one.
     """
     import apache_beam as beam
 
-    pipeline, only_written = _pipeline(options)
-    if only_written:
-        _ = pipeline | "Nothing to do" >> beam.Create([], reshuffle=False)
-        pipeline.run()
+    pipeline, _ = _pipeline(options)
+    _ = pipeline | "Nothing to do" >> beam.Create([], reshuffle=False)
+    pipeline.run()
 
 
 def _pipeline(options: RunOptions, workers: int = 1) -> tuple[Any, bool]:
@@ -194,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(prepared)
     except AlreadyDone:
         print("nothing to do: the output already holds this run")
-        launch_nothing(options)
+        if cloud.template_location:
+            launch_nothing(options)
         return 0
     except BeamPrepError as error:
         print(f"error: {error}", file=sys.stderr)

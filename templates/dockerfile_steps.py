@@ -98,63 +98,82 @@ def carry_out(
     Raises:
       StepError: a step failed, names a file that is not in the context, or needs what is not here.
     """
+    stage = _Stage(context, root, build_arguments, outside, say)
     begin = max((n for n, step in enumerate(steps) if step.name == "FROM"), default=0)
-    files = context_files(context)
-    done = Done({}, {}, {}, [])
-    folder = root
     for number, step in enumerate(steps):
-        in_stage = number >= begin
-        values = {**done.arguments, **done.environment}
         try:
-            if step.name == "ARG" and (in_stage or not done.left_out):
-                name, _, default = step.value.partition("=")
-                known = done.arguments if in_stage else done.versions
-                known[name] = build_arguments.get(name, _plain(default, values))
+            if number >= begin or not stage.done.left_out:
+                stage.do(step)
             elif step.name == "FROM":
-                done.left_out.append(f"FROM {Template(step.value).substitute(done.versions)}")
-            elif not in_stage:
-                if step.name == "RUN":
-                    raise StepError("a RUN in another stage than the last cannot be carried out here")
-            elif step.name == "ENV":
-                for pair in shlex.split(step.value):
-                    name, _, value = pair.partition("=")
-                    done.environment[name] = below(root, Template(value).substitute(values))
-            elif step.name == "WORKDIR":
-                folder = Path(os.path.join(folder, below(root, Template(step.value).substitute(values))))
-                folder.mkdir(parents=True, exist_ok=True)
-            elif step.name == "COPY" and step.value.startswith("--from="):
-                done.left_out.append(f"COPY {step.value}")
-            elif step.name == "COPY":
-                say(f"COPY {step.value}")
-                _copy(shlex.split(Template(step.value).substitute(values)), context, files, folder, root)
+                stage.leave_out(step)
             elif step.name == "RUN":
-                say(f"RUN {' '.join(step.value.split())}")
-                begin_step = time.monotonic()
-                _run(step.value, folder, {**outside, **values})
-                say(f"    {time.monotonic() - begin_step:.0f} s")
+                raise StepError("in another stage than the last; it cannot be carried out here")
         except (StepError, KeyError) as error:
             raise StepError(f"line {step.line}, {step.name}: {error}") from None
-    return done
+    return stage.done
 
 
-def _plain(value: str, values: Mapping[str, str]) -> str:
-    return "".join(shlex.split(Template(value).substitute(values)))
+class _Stage:
+    """A stage while its steps are done."""
 
+    def __init__(
+        self,
+        context: Path,
+        root: Path,
+        build_arguments: Mapping[str, str],
+        outside: Mapping[str, str],
+        say: Callable[[str], None],
+    ):
+        self.context, self.files, self.root, self.folder = context, context_files(context), root, root
+        self.build_arguments, self.outside, self.say = build_arguments, outside, say
+        self.done = Done({}, {}, {}, [])
 
-def _copy(words: list[str], context: Path, files: set[str], folder: Path, root: Path) -> None:
-    """COPY: files into a folder or under a name; of a folder, what is in it."""
-    *sources, last = words
-    target = Path(os.path.join(folder, below(root, last)))
-    into = last.endswith("/") or last == "." or len(sources) > 1
-    for source in sources:
-        inside = sorted(path for path in files if path == source or path.startswith(f"{source.rstrip('/')}/"))
-        if not inside:
-            raise StepError(f"{source}: not in the build context; see .dockerignore")
-        for path in inside:
-            rest = os.path.relpath(path, source) if path != source else (os.path.basename(source) if into else "")
-            place = target / rest if rest else target
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(context / path, place)
+    def filled(self, text: str) -> str:
+        """A text with the variables that Docker itself fills in."""
+        return Template(text).substitute({**self.done.arguments, **self.done.environment})
+
+    def leave_out(self, step: Step) -> None:
+        """Notes a step that needs another image."""
+        self.done.left_out.append(f"{step.name} {Template(step.value).safe_substitute(self.done.versions)}")
+
+    def do(self, step: Step) -> None:
+        """Does one step."""
+        if step.name == "FROM" or (step.name == "COPY" and step.value.startswith("--from=")):
+            self.leave_out(step)
+        elif step.name == "ARG":
+            name, _, default = step.value.partition("=")
+            known = self.done.arguments if self.done.left_out else self.done.versions
+            known[name] = self.build_arguments.get(name, "".join(shlex.split(self.filled(default))))
+        elif step.name == "ENV":
+            for pair in shlex.split(step.value):
+                name, _, value = pair.partition("=")
+                self.done.environment[name] = below(self.root, self.filled(value))
+        elif step.name == "WORKDIR":
+            self.folder = Path(os.path.join(self.folder, below(self.root, self.filled(step.value))))
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif step.name == "COPY":
+            self.say(f"COPY {step.value}")
+            self.copy(*shlex.split(self.filled(step.value)))
+        elif step.name == "RUN":
+            self.say(f"RUN {' '.join(step.value.split())}")
+            begin = time.monotonic()
+            _run(step.value, self.folder, {**self.outside, **self.done.arguments, **self.done.environment})
+            self.say(f"    {time.monotonic() - begin:.0f} s")
+
+    def copy(self, *words: str) -> None:
+        """COPY: files into a folder or under a name; of a folder, what is in it."""
+        *sources, last = words
+        target = Path(os.path.join(self.folder, below(self.root, last)))
+        into = last.endswith("/") or last == "." or len(sources) > 1
+        for source in sources:
+            inside = sorted(p for p in self.files if p == source or p.startswith(f"{source.rstrip('/')}/"))
+            if not inside:
+                raise StepError(f"{source}: not in the build context; see .dockerignore")
+            for path in inside:
+                rest = os.path.relpath(path, source) if path != source else (os.path.basename(source) if into else "")
+                place = target / rest if rest else target
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.context / path, place)
 
 
 def _run(command: str, folder: Path, environment: dict[str, str]) -> None:

@@ -34,7 +34,7 @@ def commands() -> list[list[str]]:
     values: dict[str, str] = {}
     found = []
     for block in re.findall(r"^```bash cloud\n(.*?)^```", PAGE, re.M | re.S):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             if TOKEN in line:
                 found.append(shlex.split(TOKEN))
             words = shlex.split(Template(line.replace(f"$({TOKEN})", "TOKEN")).safe_substitute(values))

@@ -152,7 +152,7 @@ def test_build_arguments(context: Path) -> None:
         ("RUN cat </opt/x", "names /opt/x"),
         ("COPY ${UNSET} .", "UNSET"),
         ("ADD one.txt .", "line 2: ADD cannot be carried out here"),
-        ("RUN true\nFROM other\nRUN true", "line 2, RUN: a RUN in another stage"),
+        ("RUN true\nFROM other\nRUN true", "line 2, RUN: in another stage"),
     ],
 )
 def test_steps_that_fail(context: Path, step: str, message: str) -> None:
