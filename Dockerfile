@@ -22,7 +22,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt . 
 COPY beam_prep beam_prep
 COPY pipelines pipelines
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps . \
-    && pip check \
+    && python -c "import beam_prep.launch, pipelines.prepare" \
     && rm -rf build beam_prep.egg-info
 
 # Another tokenizer than the bundled one, kept in the image: --build-arg TOKENIZER=Qwen/Qwen3-8B (a Hub id), and in the

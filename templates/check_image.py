@@ -65,6 +65,8 @@ def check(done: Done, environment: dict[str, str], root: Path, tokenizer: str) -
             raise StepError(f"not so: {what}")
         print(f"ok: {what}")
 
+    # Not a step of the image: its base brings packages of its own, which nothing here imports.
+    require("No broken requirements" in call("python", "-m", "pip", "check"), "no package conflicts with another")
     places = call("python", "-c", "import beam_prep, pipelines.prepare as p; print(beam_prep.__file__, p.__file__)")
     require(all("site-packages" in place for place in places.split()), "beam_prep and pipelines are installed")
     version = call("python", "-c", "import apache_beam; print(apache_beam.__version__)").strip()
