@@ -34,6 +34,8 @@ class Site(NamedTuple):
     flexrs: bool = True
     schedule: str = "0 2 * * *"
     time_zone: str = "Etc/UTC"
+    parameters: tuple[tuple[str, str], ...] = ()
+    """More parameters of the template: names and values."""
 
     @property
     def image(self) -> str:
@@ -74,6 +76,7 @@ def launch(site: Site) -> dict[str, Any]:
             "parameters": {
                 "config": site.config or f"gs://{site.bucket}/configs/corpus.yaml",
                 "output": site.output or f"gs://{site.bucket}/corpus/{{date}}",
+                **dict(site.parameters),
             },
             "environment": environment,
         }

@@ -268,7 +268,7 @@ def test_outputs_and_flags_in_the_text() -> None:
         assert re.fullmatch(patterns["output"][0], output.replace("BUCKET", "my-bucket"))
     sentence = re.search(r"`python -m templates.generate --help` has the rest: (.*?) and so on", PAGE, re.S)
     known = generate.parser().format_help()
-    assert sentence and all(flag in known for flag in re.findall(r"`(--[\w-]+)`", sentence[1]))
+    assert sentence and all(flag in known for flag in re.findall(r"`(--[\w-]+)", sentence[1]))
 
 
 # --- what the text says ---------------------------------------------------------------------------------------------

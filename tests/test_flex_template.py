@@ -224,5 +224,12 @@ def test_generate_writes_for_a_site(tmp_path: Path, capsys: pytest.CaptureFixtur
     environment = json.loads((tmp_path / "new/launch.json").read_text())["launchParameter"]["environment"]
     assert environment["maxWorkers"] == 3 and "flexrsGoal" not in environment
     assert json.loads((tmp_path / "new/scheduler.json").read_text())["schedule"] == "1 1 * * *"
+    generate.main(["--to", str(tmp_path), "--parameter", "total_tokens=1e9", "--parameter=overwrite=true"])
+    parameters = json.loads((tmp_path / "launch.json").read_text())["launchParameter"]["parameters"]
+    assert parameters["total_tokens"] == "1e9" and parameters["overwrite"] == "true" and "config" in parameters
+    for wrong, message in (("total=1", "is no parameter"), ("total_tokens=1G", "does not fit")):
+        with pytest.raises(SystemExit):
+            generate.main([f"--parameter={wrong}"])
+        assert message in capsys.readouterr().err
     for text in (tmp_path / "new").glob("*.json"):
         assert not re.search("PROJECT|BUCKET", text.read_text())
