@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = dict(step.value.split("=", 1) for step in steps if step.name == "ARG")
     with tempfile.TemporaryDirectory(prefix="beam-prep-image-") as folder:
         root = Path(folder, "root")
-        subprocess.run([python_of(arguments), "-m", "venv", f"{folder}/python"], check=True)
+        # The pip that an interpreter carries may be years old and take three times as long.
+        subprocess.run([python_of(arguments), "-m", "venv", "--upgrade-deps", f"{folder}/python"], check=True)
         outside = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
         # Compiling what is imported only costs a part of compiling all that is installed.
         outside |= {"PATH": f"{folder}/python/bin:/usr/bin:/bin", "PYTHONNOUSERSITE": "1", "PIP_NO_COMPILE": "1"}
