@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     local = made.add_argument_group(LOCAL)
     local.add_argument("--runner", default="local", help="local (default), DataflowRunner, FlinkRunner, …")
     local.add_argument("--workers", type=int, help="Processes of the local runner.")
+    local.add_argument("--memory", metavar="SIZE", help="What all of them may hold: 2GB …")
     local.add_argument("--carrier", choices=["files", "engine"], help="Forces the shuffle's carrier (for tests).")
     return made
 

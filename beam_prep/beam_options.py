@@ -11,7 +11,10 @@ from beam_prep.arguments import OVERRIDES, SWITCHES
 from beam_prep.errors import ConfigError
 from beam_prep.launch import LOCAL_RUNNERS
 
-_OURS = tuple(f"--{name}" for name in (*OVERRIDES, *SWITCHES, "config", "runner", "workers", "debug", "quiet"))
+_OURS = tuple(
+    f"--{name}"
+    for name in (*OVERRIDES, *SWITCHES, "config", "runner", "workers", "memory", "log-json", "debug", "quiet")
+)
 
 
 class _Parser(argparse.ArgumentParser):

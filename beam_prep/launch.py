@@ -177,10 +177,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m pipelines.prepare`: the job with argparse names, for launchers that know no console script."""
     known, beam_options = arguments.parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    options = RunOptions(known.runner, known.workers, known.carrier, known.overwrite, known.fresh, tuple(beam_options))
     from beam_prep.beam_options import check_beam_options, check_runner, cloud_options
+    from beam_prep.sizes import parse_size
 
     try:
+        options = RunOptions(
+            known.runner,
+            known.workers,
+            known.carrier,
+            known.overwrite,
+            known.fresh,
+            tuple(beam_options),
+            None if known.memory is None else parse_size(known.memory, "--memory"),
+        )
         check_runner(options.runner)
         cloud = cloud_options(options.beam)
         if options.beam and not cloud.template_location:  # there, Dataflow has chosen them

@@ -105,7 +105,7 @@ def test_parameters_are_arguments_and_the_other_way_round() -> None:
     )
     # No argument is anywhere else, but help and those that mean nothing in a cloud.
     others = {action.dest for title, actions in groups.items() if title != arguments.JOB for action in actions}
-    assert others == {"help", "runner", "workers", "carrier"}
+    assert others == {"help", "runner", "workers", "memory", "carrier"}
 
 
 def test_defaults_change_nothing() -> None:
