@@ -7,11 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import PickleCoder
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -354,52 +351,36 @@ class Place(_DoFn):
                 yield TaggedOutput(self.BLOCKS, (key, block))
 
 
-class Pack(beam.DoFn):
-    """Stateful packing, keyed by bucket: collects what arrives, and packs when all has arrived.
+class Pack(_DoFn):
+    """(bucket key, blocks) → the packed shard, and its rest.
 
-    Order inside a key is nobody's promise, so nothing is packed before the end of the window.
+    Behind a GroupByKey, since nothing may be packed before everything is there. Bag state with a timer at the end of
+    the window says the same, but an engine must then hold a bucket as state, and Prism loses some of it.
     """
 
-    BLOCKS = BagStateSpec("blocks", PickleCoder())
-    END = TimerSpec("end", TimeDomain.WATERMARK)
     SHARDS, REMAINDERS = "shards", "remainders"
 
     def __init__(self, job: Job, last: bool):
-        self._job, self._last = job, last
+        super().__init__(job)
+        self._last = last
 
     @_guarded
-    def process(
-        self,
-        element: tuple[int, blocks.Block],
-        window=beam.DoFn.WindowParam,
-        kept=beam.DoFn.StateParam(BLOCKS),
-        end=beam.DoFn.TimerParam(END),
-    ):
-        """Keeps a block."""
-        kept.add((element[0], tuple(element[1])))
-        end.set(window.max_timestamp())
-
-    @on_timer(END)
-    @_guarded
-    def pack(self, kept=beam.DoFn.StateParam(BLOCKS)):
-        """Packs the bucket."""
-        found = list(kept.read())
-        if not found:
-            return
-        output, bucket = blocks.split_key(found[0][0])
+    def process(self, element: tuple[int, Iterable[blocks.Block]]) -> Iterator[Any]:
+        """Yields one shard, and (bucket key, block) of what is left for the output's last bucket."""
+        key, found = element
+        output, bucket = blocks.split_key(key)
         job = self._job
-        with Progress(job.carrier.work).busy("pack"):
+        with self._progress.busy("pack"):
             shard, remainder = buckets.pack_bucket(
                 output,
                 bucket,
-                [blocks.Block(*block) for _, block in found],
+                [blocks.Block(*block) for block in found],
                 job.outputs[output].context_length,
                 self._last,
                 job.config.tail,
                 job.carrier,
                 job.outputs[output].packing,
             )
-        kept.clear()
         yield TaggedOutput(self.SHARDS, shard)
         for block in remainder:
             yield TaggedOutput(self.REMAINDERS, (blocks.bucket_key(output, place.LAST_BUCKET), block))
