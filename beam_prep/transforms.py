@@ -91,6 +91,10 @@ class Split(_DoFn):
         yield from sources.split_source(*element)
 
 
+_SHUFFLED = Metrics.counter("shuffle", "bytes")
+"""What an engine's shuffle carries for us; its own keys and frames come on top."""
+
+
 class Read(_Counting):
     """Unit → record batches."""
 
@@ -211,6 +215,8 @@ class Tokenize(_DoFn):
     def _outputs(self, run: Run) -> Iterator[TaggedOutput]:
         tokens = carriers.length(run.tokens) // 4
         self._tokens.inc(tokens)
+        # The rows travel once more to be compared with all others, and rejects on a way of their own.
+        _SHUFFLED.inc(carriers.carried(run.tokens, run.files, *(run.entries, run.rejects) * 2))
         self._count.inc(run.documents)
         self._progress.add(tokens=tokens)
         yield TaggedOutput(self.TALLIES, (run.source, run.tally))
@@ -344,6 +350,7 @@ class Place(_DoFn):
         assert self._plan is not None
         group, self._group = self._group, []
         for key, block in blocks.make_blocks(group, self._plan, self._job.carrier):
+            _SHUFFLED.inc(blocks.carried(block))
             output, bucket = blocks.split_key(key)
             if bucket == self._plan.outputs[output].buckets - 1:
                 yield TaggedOutput(self.LAST, (blocks.bucket_key(output, place.LAST_BUCKET), block))
@@ -383,6 +390,7 @@ class Pack(_DoFn):
             )
         yield TaggedOutput(self.SHARDS, shard)
         for block in remainder:
+            _SHUFFLED.inc(blocks.carried(block))
             yield TaggedOutput(self.REMAINDERS, (blocks.bucket_key(output, place.LAST_BUCKET), block))
 
 
