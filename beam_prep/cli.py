@@ -68,7 +68,7 @@ def run(
     set_up(ctx)
     if only_rejected is not None:
         ctx.exit(_render_rejected(arguments, only_rejected, seed))
-    from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
+    from beam_prep.beam_options import check_beam_options, check_engine, check_runner, split_arguments
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
     from beam_prep.launch import LOCAL_RUNNERS, RunOptions
@@ -84,6 +84,7 @@ def run(
     check_runner(runner)
     if beam:
         check_beam_options(beam, runner)
+    check_engine(beam, runner)
     options = RunOptions(runner, workers, carrier, overwrite, fresh, beam, size)
     if log_json is None:
         _carry_out(config, path, options, quiet)

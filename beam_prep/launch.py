@@ -105,8 +105,8 @@ def _work_folder(output: str) -> str:
     return os.path.join(tempfile.gettempdir(), "beam-prep", output.replace("://", "-").replace("/", "-"))
 
 
-def run(prepared: Prepared) -> None:
-    """Runs the graph to its end.
+def run(prepared: Prepared) -> Any:
+    """Runs the graph to its end; returns the runner's result, for its counters.
 
     Raises:
       BeamPrepError: the run failed; nothing in the output looks finished.
@@ -132,10 +132,16 @@ def run(prepared: Prepared) -> None:
             raise BeamPrepError(f"the runner ended with state {state}; its log says why")
         with contextlib.suppress(OSError, BeamPrepError):  # the lock goes with it, and is still held
             release(job)
+        return result
     except BaseException as error:
         known = from_runner(error)
         if known is not None:
             raise known from None
+        if options.runner not in LOCAL_RUNNERS and isinstance(error, RuntimeError):  # how engines report a failed job
+            raise BeamPrepError(
+                f"{options.runner} ended the job: {error}; nothing is marked as finished, and the same command starts "
+                f"it again"
+            ) from error
         raise
     finally:
         if prepared.claim.lock is not None:
