@@ -362,7 +362,7 @@ class Pack(_DoFn):
     """(bucket key, blocks) → the packed shard, and its rest.
 
     Behind a GroupByKey, since nothing may be packed before everything is there. Bag state with a timer at the end of
-    the window says the same, but an engine must then hold a bucket as state, and Prism loses some of it.
+    the window says the same, but an engine must then hold a bucket as state, and Prism 2.77 loses large elements of it.
     """
 
     SHARDS, REMAINDERS = "shards", "remainders"

@@ -24,9 +24,9 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 from engine_artefacts import FLINK_JAR, FLINK_VERSION, PRISM
 
 ENGINES: dict[str, tuple[tuple[str, ...], Path | None]] = {
-    "FnApi, files, 1 process": ((), None),
+    "FnApi, files, 1 process": (("--workers=1",), None),
     "FnApi, files, 2 processes": (("--workers=2",), None),
-    "FnApi, its shuffle, 1 process": (("--carrier=engine",), None),
+    "FnApi, its shuffle, 1 process": (("--carrier=engine", "--workers=1"), None),
     "FnApi, its shuffle, 2 processes": (("--carrier=engine", "--workers=2"), None),
     "Prism": (("--runner=PrismRunner", f"--prism_location={PRISM}"), PRISM),
     "Flink, embedded": (

@@ -34,7 +34,8 @@ _GO_PACKAGES = {
 def boot_command(folder: Path) -> Path:
     """Writes the command that starts a worker in PROCESS mode, with this interpreter and its packages.
 
-    Prism hands the worker's id over in quotes of its own, which are no part of it.
+    Prism hands the worker's id over in quotes of its own, which are no part of it; the boot program leaves a file of
+    options where it is started.
     """
     command = folder / "boot"
     path = f"{Path(sys.executable).parent}{os.pathsep}$PATH"

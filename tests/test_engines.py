@@ -51,9 +51,9 @@ def in_processes(folder: Path) -> tuple[str, ...]:
 
 LOCAL = "FnApi, files, 1 process"
 ENGINES = {
-    LOCAL: Engine(lambda folder: ()),
+    LOCAL: Engine(lambda folder: ("--workers=1",)),
     "FnApi, files, 2 processes": Engine(lambda folder: ("--workers=2",)),
-    "FnApi, its shuffle, 1 process": Engine(lambda folder: ("--carrier=engine",)),
+    "FnApi, its shuffle, 1 process": Engine(lambda folder: ("--carrier=engine", "--workers=1")),
     "FnApi, its shuffle, 2 processes": Engine(lambda folder: ("--carrier=engine", "--workers=2")),
     "Prism, LOOPBACK": Engine(lambda folder: PRISM_ARGUMENTS, (PRISM,)),
     "Prism, PROCESS": Engine(in_processes, (PRISM, PRISM.with_name("container"))),
