@@ -1,6 +1,7 @@
 # No virtual environment to activate: every target makes .venv when it is missing or out of date.
 #   make demo    set up and run the main job on text that Python itself carries
 #   make test    set up and run the tests
+#   make engines fetch other Beam engines (Go, Java) and run the same jobs on them
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format templates image-check bench clean
+.PHONY: help setup demo test engines lint format templates image-check bench clean
 
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
@@ -32,6 +33,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+engines: $(STAMP)
+	$(BIN)/python tests/engine_artefacts.py
+	$(BIN)/python -m pytest -m engines -rs tests/test_engines.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

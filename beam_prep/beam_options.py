@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,6 +17,10 @@ _OURS = tuple(
     f"--{name}"
     for name in (*OVERRIDES, *SWITCHES, "config", "runner", "workers", "memory", "log-json", "debug", "quiet")
 )
+_PORTABLE = ("FlinkRunner", "PrismRunner", "PortableRunner")
+_EMBEDDED = ("[auto]", "[local]")
+_CONFIGURED = ("EXTERNAL", "PROCESS")
+"""Environments that say nothing without a configuration."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,3 +109,37 @@ def check_beam_options(arguments: Sequence[str], runner: str) -> None:
         if near or runner in LOCAL_RUNNERS:
             hint = f"; did you mean {near[0]}?" if near else "; neither beam-prep nor Beam has it"
             raise ConfigError(f"unknown option {name}{hint}")
+
+
+def check_engine(arguments: Sequence[str], runner: str) -> None:
+    """Refuses what an engine could only find out when it is at work.
+
+    Raises:
+      ConfigError: names the option that is missing or wrong.
+    """
+    if runner not in _PORTABLE:
+        return
+    from apache_beam.options import pipeline_options as beam
+
+    options = beam.PipelineOptions(list(arguments))
+    portable, flink = options.view_as(beam.PortableOptions), options.view_as(beam.FlinkRunnerOptions)
+    for name, path in (
+        ("--prism_location", options.view_as(beam.PrismRunnerOptions).prism_location),
+        ("--flink_job_server_jar", flink.flink_job_server_jar),
+    ):
+        if path and "://" not in path and not os.path.isfile(path):
+            raise ConfigError(f"{name} {path}: there is no such file")
+    if runner == "FlinkRunner" and not portable.job_endpoint and shutil.which("java") is None:
+        raise ConfigError(
+            "--runner FlinkRunner needs Java to start Flink's job server: install one, or give --job_endpoint"
+        )
+    standing = runner == "FlinkRunner" and flink.flink_master not in _EMBEDDED
+    if standing and not portable.environment_type and not options.view_as(beam.WorkerOptions).sdk_container_image:
+        raise ConfigError(
+            "on a standing Flink, Beam would start its own image as a worker, which has no beam-prep: give "
+            "--sdk_container_image, or --environment_type LOOPBACK, EXTERNAL or PROCESS (docs/engines.md)"
+        )
+    if portable.environment_type in _CONFIGURED and not portable.environment_config:
+        raise ConfigError(
+            f"--environment_type {portable.environment_type} needs --environment_config (docs/engines.md)"
+        )

@@ -97,6 +97,8 @@ def make_blocks(runs: Sequence[PlacedRun], plan: Plan, carrier: Carrier) -> Iter
     """(bucket key, block) pairs of a group of runs. Files follow from the runs alone, so that a retry is harmless."""
     name = xxhash.xxh3_64_hexdigest("\n".join(placed.run.name for placed in runs).encode())
     origins = tuple(Origin(p.run.source, p.run.tokens, p.run.files, p.once) for p in runs)
+    if not carrier.is_files:  # once, and not for every bucket again
+        origins = tuple(origin._replace(tokens=carriers.load(origin.tokens)) for origin in origins)
     kept: Origins = ()
     for output, planned in enumerate(plan.outputs):
         rows = np.concatenate([placed.rows[output] for placed in runs])
@@ -144,8 +146,15 @@ def inline_block(rank: int, rows: np.ndarray, origins: Sequence[Origin]) -> Bloc
         named = {str(n) for n in np.unique(part["file"]).tolist()}
         paths = {n: p for n, p in orjson.loads(carriers.load(origin.files)).items() if n in named}
         tokens = b"".join(row_views(carriers.load(origin.tokens), part))
-        parts.append(Origin(origin.source, tokens, orjson.dumps(paths), False))
-    return Block(rank, moved.tobytes(), tuple(parts))
+        parts.append(Origin(origin.source, carriers.compress(tokens), orjson.dumps(paths), False))
+    return Block(rank, carriers.compress(moved.tobytes()), tuple(parts))
+
+
+def carried(block: Block) -> int:
+    """Bytes of a block that travel through the engine's shuffle."""
+    inline = [] if isinstance(block.origins, FileSlice) else load_origins(block.origins)
+    payloads = [payload for origin in inline for payload in (origin.tokens, origin.files)]
+    return carriers.carried(block.placed, *payloads)
 
 
 def row_views(tokens: bytes, placed: np.ndarray) -> list[memoryview]:

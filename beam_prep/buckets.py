@@ -139,7 +139,7 @@ def gather(rows: np.ndarray, origins: Sequence[Origin]) -> list[memoryview]:
         if isinstance(payload, FileSlice):
             found = attempt("read", payload.path, partial(_read_rows, payload, placed))
         else:
-            found = row_views(payload, placed)
+            found = row_views(carriers.load(payload), placed)
         for row, view in zip(own.tolist(), found, strict=True):
             views[row] = view
     return views

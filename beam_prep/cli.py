@@ -84,7 +84,7 @@ def run(
     if only_rejected is not None:
         ctx.exit(_render_rejected(arguments, only_rejected, overrides(keys)))
     from beam_prep import placeholders
-    from beam_prep.beam_options import check_beam_options, check_runner, cloud_options, split_arguments
+    from beam_prep.beam_options import check_beam_options, check_engine, check_runner, cloud_options, split_arguments
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
     from beam_prep.launch import LOCAL_RUNNERS, RunOptions
@@ -100,6 +100,7 @@ def run(
     check_runner(runner)
     if beam:
         check_beam_options(beam, runner)
+    check_engine(beam, runner)
     cloud = cloud_options(beam)
     if cloud.template_location:
         raise ConfigError("--template_location is for Dataflow's launcher, which calls `python -m pipelines.prepare`")

@@ -105,8 +105,11 @@ def _work_folder(output: str) -> str:
     return os.path.join(tempfile.gettempdir(), "beam-prep", output.replace("://", "-").replace("/", "-"))
 
 
-def run(prepared: Prepared) -> None:
+def run(prepared: Prepared) -> Any:
     """Runs the graph to its end; with `--template_location` it is only written there, for Dataflow to run.
+
+    Returns:
+      The runner's result, for its counters; None where nothing ran.
 
     Raises:
       BeamPrepError: the run failed; nothing in the output looks finished.
@@ -124,16 +127,22 @@ def run(prepared: Prepared) -> None:
         build(pipeline, job)
         result = pipeline.run()
         if only_written:  # there is no job yet to wait for
-            return
+            return None
         state = result.wait_until_finish()
         if state not in (None, "DONE"):
             raise BeamPrepError(f"the runner ended with state {state}; its log says why")
         with contextlib.suppress(OSError, BeamPrepError):  # the lock goes with it, and is still held
             release(job)
+        return result
     except BaseException as error:
         known = from_runner(error)
         if known is not None:
             raise known from None
+        if options.runner not in LOCAL_RUNNERS and isinstance(error, RuntimeError):  # how engines report a failed job
+            raise BeamPrepError(
+                f"{options.runner} ended the job: {error}; nothing is marked as finished, and the same command starts "
+                f"it again"
+            ) from error
         raise
     finally:
         if prepared.claim.lock is not None:

@@ -39,9 +39,7 @@ class LocalRunner(fn_runner.FnApiRunner):
         folded: list[Any] = []
 
         def sink_flattens(stages: Iterable[Any], context: Any) -> Any:
-            # A stateful step begins a stage of its own: what comes before it runs on all workers, and runs once.
-            rooted = translations.annotate_stateful_dofns_as_roots(stages, context)
-            return _sink_flattens(_fold(list(rooted), folded), context)
+            return _sink_flattens(_fold(list(stages), folded), context)
 
         def greedily_fuse(stages: Iterable[Any], context: Any) -> Any:
             return _unfold(_greedily_fuse(list(stages), context), folded)

@@ -145,7 +145,7 @@ class RunBuilder:
         order = np.lexsort((entries["low"], entries["high"], entries["key"]))
         spilled = order[entries["tokens"][order] > 0]
         folder = f"runs/{self.name}"
-        tokens = carrier.put(f"{folder}.tokens", self._hashed(self._gather(spilled)))
+        tokens = carrier.put_tokens(f"{folder}.tokens", self._hashed(self._gather(spilled)))
         names = orjson.dumps({str(n): p for n, p in self._files.items()})
         files = carrier.put(f"{folder}.files", self._hashed([names]))
         rejects = carrier.put(f"{folder}.rejects", self._hashed([pack_rejected(self._rejects)]))

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import PickleCoder
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -92,6 +89,10 @@ class Split(_DoFn):
     def process(self, element: tuple[int, list[sources.InputFile]]) -> Iterator[sources.Unit]:
         """Yields the units of a source."""
         yield from sources.split_source(*element)
+
+
+_SHUFFLED = Metrics.counter("shuffle", "bytes")
+"""What an engine's shuffle carries for us; its own keys and frames come on top."""
 
 
 class Read(_Counting):
@@ -214,6 +215,8 @@ class Tokenize(_DoFn):
     def _outputs(self, run: Run) -> Iterator[TaggedOutput]:
         tokens = carriers.length(run.tokens) // 4
         self._tokens.inc(tokens)
+        # The rows travel once more to be compared with all others, and rejects on a way of their own.
+        _SHUFFLED.inc(carriers.carried(run.tokens, run.files, *(run.entries, run.rejects) * 2))
         self._count.inc(run.documents)
         self._progress.add(tokens=tokens)
         yield TaggedOutput(self.TALLIES, (run.source, run.tally))
@@ -347,6 +350,7 @@ class Place(_DoFn):
         assert self._plan is not None
         group, self._group = self._group, []
         for key, block in blocks.make_blocks(group, self._plan, self._job.carrier):
+            _SHUFFLED.inc(blocks.carried(block))
             output, bucket = blocks.split_key(key)
             if bucket == self._plan.outputs[output].buckets - 1:
                 yield TaggedOutput(self.LAST, (blocks.bucket_key(output, place.LAST_BUCKET), block))
@@ -354,54 +358,39 @@ class Place(_DoFn):
                 yield TaggedOutput(self.BLOCKS, (key, block))
 
 
-class Pack(beam.DoFn):
-    """Stateful packing, keyed by bucket: collects what arrives, and packs when all has arrived.
+class Pack(_DoFn):
+    """(bucket key, blocks) → the packed shard, and its rest.
 
-    Order inside a key is nobody's promise, so nothing is packed before the end of the window.
+    Behind a GroupByKey, since nothing may be packed before everything is there. Bag state with a timer at the end of
+    the window says the same, but an engine must then hold a bucket as state, and Prism 2.77 loses large elements of it.
     """
 
-    BLOCKS = BagStateSpec("blocks", PickleCoder())
-    END = TimerSpec("end", TimeDomain.WATERMARK)
     SHARDS, REMAINDERS = "shards", "remainders"
 
     def __init__(self, job: Job, last: bool):
-        self._job, self._last = job, last
+        super().__init__(job)
+        self._last = last
 
     @_guarded
-    def process(
-        self,
-        element: tuple[int, blocks.Block],
-        window=beam.DoFn.WindowParam,
-        kept=beam.DoFn.StateParam(BLOCKS),
-        end=beam.DoFn.TimerParam(END),
-    ):
-        """Keeps a block."""
-        kept.add((element[0], tuple(element[1])))
-        end.set(window.max_timestamp())
-
-    @on_timer(END)
-    @_guarded
-    def pack(self, kept=beam.DoFn.StateParam(BLOCKS)):
-        """Packs the bucket."""
-        found = list(kept.read())
-        if not found:
-            return
-        output, bucket = blocks.split_key(found[0][0])
+    def process(self, element: tuple[int, Iterable[blocks.Block]]) -> Iterator[Any]:
+        """Yields one shard, and (bucket key, block) of what is left for the output's last bucket."""
+        key, found = element
+        output, bucket = blocks.split_key(key)
         job = self._job
-        with Progress(job.carrier.work).busy("pack"):
+        with self._progress.busy("pack"):
             shard, remainder = buckets.pack_bucket(
                 output,
                 bucket,
-                [blocks.Block(*block) for _, block in found],
+                [blocks.Block(*block) for block in found],
                 job.outputs[output].context_length,
                 self._last,
                 job.config.tail,
                 job.carrier,
                 job.outputs[output].packing,
             )
-        kept.clear()
         yield TaggedOutput(self.SHARDS, shard)
         for block in remainder:
+            _SHUFFLED.inc(blocks.carried(block))
             yield TaggedOutput(self.REMAINDERS, (blocks.bucket_key(output, place.LAST_BUCKET), block))
 
 

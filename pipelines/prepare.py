@@ -96,12 +96,20 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
 def _pack_and_write(placed: Any, job: Job, plan: beam.PCollection) -> list[beam.PCollection]:
     """Packs every bucket; the last one of an output also takes the rests of the others."""
     tags = (t.Pack.SHARDS, t.Pack.REMAINDERS)
-    packed = _keyed(placed[t.Place.BLOCKS], int) | "Pack" >> beam.ParDo(t.Pack(job, last=False)).with_outputs(*tags)
+    packed = (
+        _keyed(placed[t.Place.BLOCKS], int)
+        | "Collect bucket" >> beam.GroupByKey()
+        | "Pack" >> beam.ParDo(t.Pack(job, last=False)).with_outputs(*tags)
+    )
     last = (
         _keyed(placed[t.Place.LAST], int),
         _keyed(packed[t.Pack.REMAINDERS], int),
     ) | "With remainders" >> beam.Flatten()
-    packed_last = _keyed(last, int) | "Pack last" >> beam.ParDo(t.Pack(job, last=True)).with_outputs(*tags)
+    packed_last = (
+        _keyed(last, int)
+        | "Collect last bucket" >> beam.GroupByKey()
+        | "Pack last" >> beam.ParDo(t.Pack(job, last=True)).with_outputs(*tags)
+    )
     written = []
     for label, shards in (("Write", packed[t.Pack.SHARDS]), ("Write last", packed_last[t.Pack.SHARDS])):
         if job.carrier.is_files:  # references only: spread the copying over all workers

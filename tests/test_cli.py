@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import write_small_data
 from results import shard_hashes
 
 from beam_prep import calls, cli, launch, worker
-from beam_prep.beam_options import check_beam_options, check_runner, split_arguments
+from beam_prep.beam_options import check_beam_options, check_engine, check_runner, split_arguments
 from beam_prep.errors import BeamPrepError, ConfigError, for_runner
 from beam_prep.progress import Snapshot
 from beam_prep.screen import Pace, State, line
@@ -228,6 +229,34 @@ def test_check_beam_options():
             check_beam_options(arguments, "local")
     with pytest.raises(ConfigError, match="did you mean --project"):
         check_beam_options(["--projct", "p"], "DataflowRunner")
+
+
+@pytest.mark.parametrize(
+    ("runner", "arguments", "part"),
+    [
+        ("PrismRunner", ["--prism_location", "/none/prism"], "/none/prism: there is no such file"),
+        ("FlinkRunner", ["--flink_job_server_jar=/none.jar"], "/none.jar: there is no such file"),
+        ("FlinkRunner", ["--flink_master=localhost:8081", "--job_endpoint=localhost:8099"], "--sdk_container_image"),
+        ("PrismRunner", ["--environment_type=PROCESS"], "--environment_config"),
+        ("PortableRunner", ["--environment_type=EXTERNAL"], "--environment_config"),
+        ("FlinkRunner", [], "needs Java"),
+    ],
+)
+def test_what_an_engine_would_find_out_too_late(runner, arguments, part, monkeypatch):
+    monkeypatch.setenv("PATH", "/none")
+    with pytest.raises(ConfigError, match=re.escape(part)):
+        check_engine(arguments, runner)
+
+
+def test_engine_options_that_are_right(monkeypatch):
+    monkeypatch.setenv("PATH", "/none")
+    check_engine(["--prism_location=/none"], "local")
+    check_engine([], "PrismRunner")
+    check_engine(["--prism_location=https://somewhere/prism.zip"], "PrismRunner")
+    check_engine(["--job_endpoint=localhost:8099"], "FlinkRunner")
+    standing = ["--job_endpoint=localhost:8099", "--flink_master=localhost:8081"]
+    check_engine([*standing, "--environment_type=LOOPBACK"], "FlinkRunner")
+    check_engine([*standing, "--sdk_container_image=mine"], "FlinkRunner")
 
 
 def test_check_runner():

@@ -15,11 +15,24 @@ from steps import EOD, NAMES, Doc, Written, make_run, naive_output, toy_tokens, 
 from beam_prep import balance, buckets, place, shards
 from beam_prep.blocks import PLACED, Block, bucket_key, make_blocks, split_key
 from beam_prep.buckets import load_bucket, pack_bucket
-from beam_prep.carrier import Carrier, FileSlice, Payload, length, load, part, release
+from beam_prep.carrier import (
+    Carrier,
+    Compressed,
+    FileSlice,
+    Payload,
+    carried,
+    chunks,
+    compress,
+    length,
+    load,
+    part,
+    release,
+)
 from beam_prep.mix import document_ids, id_text, rate_of
 from beam_prep.mixture import Share
 from beam_prep.outputs import Output
 from beam_prep.shards import ShardRecord, write_shard
+from beam_prep.tokenizer import TokenizerSpec, encoder
 
 
 class Case(NamedTuple):
@@ -327,6 +340,22 @@ class TestPayloads:
         assert (load(inner), length(inner)) == (b"cd", 2)
         assert load(carrier.put("empty", [])) == b""
         assert carrier.put("some/name", [b"abcdef"]) == payload
+
+    @given(st.lists(st.binary(max_size=500), max_size=5), st.booleans(), st.data())
+    def test_tokens_come_back(self, tmp_path: Path, parts: list[bytes], files: bool, data: st.DataObject) -> None:
+        whole = b"".join(parts)
+        payload = Carrier(str(tmp_path / "work") if files else None).put_tokens("tokens", parts)
+        assert isinstance(payload, FileSlice if files else Compressed)
+        assert (load(payload), length(payload), b"".join(chunks(payload))) == (whole, len(whole), whole)
+        begin = data.draw(st.integers(0, len(whole)))
+        assert load(part(payload, begin, len(whole) - begin)) == whole[begin:]
+        assert carried(b"abc", payload) == 3 + (0 if files else len(payload[0]))
+
+    def test_tokens_travel_in_less_than_half_of_their_bytes(self, qwen3: TokenizerSpec) -> None:
+        from pydoc_data.topics import topics
+
+        ids = encoder(qwen3, "auto").encode([" ".join(topics.values())])[0]
+        assert carried(compress(bytes(ids))) < len(ids) / 2
 
     def test_a_file_that_is_too_short_is_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "short"
