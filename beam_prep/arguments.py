@@ -27,6 +27,8 @@ OVERRIDES = (
 SWITCHES = {
     "overwrite": "Replace a finished output of another run.",
     "fresh": "Start an unfinished run over, instead of going on with it.",
+    "increment": "Add the input files that the output does not hold yet.",
+    "accept_changed_inputs": "With increment: files that the output holds may have changed or gone.",
 }
 """What a run does with what it finds in its output → help."""
 CONFIG_HELP = "The configuration, a YAML file: a path or gs://."
@@ -77,7 +79,8 @@ def parser() -> argparse.ArgumentParser:
     for key in OVERRIDES:
         job.add_argument(*spellings(key), dest=key, metavar=value_of(key), help=describe(key).replace("%", "%%"))
     for name, text in SWITCHES.items():
-        job.add_argument(f"--{name}", nargs="?", const=True, default=False, type=switch, metavar="true", help=text)
+        how = {"nargs": "?", "const": True, "default": False, "type": switch, "metavar": "true"}
+        job.add_argument(*spellings(name), dest=name, help=text, **how)
     local = made.add_argument_group(LOCAL)
     local.add_argument("--runner", default="local", help="local (default), DataflowRunner, FlinkRunner, …")
     local.add_argument("--workers", type=int, help="Processes of the local runner.")

@@ -73,12 +73,14 @@ def balance(
     max_rejects: Sequence[float],
     counts: Counts,
     tallies: Sequence[Tally],
+    may_be_empty: bool = False,
 ) -> Plan:
     """The plan.
 
     Args:
       names, max_rejects, tallies: one a source.
       counts: of all key ranges.
+      may_be_empty: whether there may be nothing for an output, as in a few new files.
 
     Raises:
       BeamPrepError: a source has too many rejects or nothing at all, an output would be empty, or the wishes cannot
@@ -95,7 +97,7 @@ def balance(
         short[output.stage] += impossible
         supplies[output.stage].append(Supply(output, available, sum(fixed)))
         tokens = sum(share.tokens for share in shares)
-        if not tokens and not problems and not any(short.values()):
+        if not tokens and not may_be_empty and not problems and not any(short.values()):
             problems.append(_why_empty(output, names, tallies, documents))
         planned.append(
             PlannedOutput(output, bucket_count(tokens), tokens, tuple(documents), tuple(available), tuple(shares))

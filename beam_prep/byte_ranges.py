@@ -159,18 +159,34 @@ def _read_gcs(path: str, offset: int, count: int | None) -> bytes | None:
 
     Not through Beam, whose reader fetches 16 MiB for any range, and whose import costs every worker seconds.
     """
-    global _client  # noqa: PLW0603 - one connection pool a process, not one a dataset
     from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
-    from google.cloud import storage as gcs
 
-    if _client is None or _client[0] != os.getpid():  # connections do not survive a fork
-        _client = os.getpid(), gcs.Client(project=None)
-    bucket, _, name = path[len("gs://") :].partition("/")
     end = None if count is None else offset + count - 1
     try:
-        blob = _client[1].bucket(bucket).blob(name)
+        blob = _blob(path)
         return blob.download_as_bytes(start=offset or None, end=end, raw_download=True, checksum=None)
     except NotFound:
         return None
     except RequestRangeNotSatisfiable:
         return b""
+
+
+def create_object(path: str, data: bytes) -> bool:
+    """Writes an object of gs:// if there is none of that name; False if there is. Nothing can come in between."""
+    from google.api_core.exceptions import PreconditionFailed
+
+    try:
+        _blob(path).upload_from_string(data, if_generation_match=0)
+    except PreconditionFailed:
+        return False
+    return True
+
+
+def _blob(path: str) -> Any:
+    global _client  # noqa: PLW0603 - one connection pool a process, not one a dataset
+    from google.cloud import storage as gcs
+
+    if _client is None or _client[0] != os.getpid():  # connections do not survive a fork
+        _client = os.getpid(), gcs.Client(project=None)
+    bucket, _, name = path[len("gs://") :].partition("/")
+    return _client[1].bucket(bucket).blob(name)

@@ -54,6 +54,8 @@ def _override_options(command: Any) -> Any:
 @click.option("--memory", metavar="SIZE", help="What all of them may hold: 2GB …  [default: 1.5GB a process]")
 @click.option("--overwrite", is_flag=True, help=SWITCHES["overwrite"])
 @click.option("--fresh", is_flag=True, help=SWITCHES["fresh"])
+@click.option("--increment", is_flag=True, help=SWITCHES["increment"])
+@click.option(*spellings("accept_changed_inputs"), is_flag=True, help=SWITCHES["accept_changed_inputs"])
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.option("--log-json", metavar="FILE", help="Append a log as JSON lines: progress, warnings, how it ended.")
 @click.option("--only-rejected", metavar="OUT", help="Render the rejected records of OUT again, and do nothing else.")
@@ -68,6 +70,8 @@ def run(
     memory: str | None,
     overwrite: bool,
     fresh: bool,
+    increment: bool,
+    accept_changed_inputs: bool,
     quiet: bool,
     log_json: str | None,
     only_rejected: str | None,
@@ -105,7 +109,7 @@ def run(
     if cloud.template_location:
         raise ConfigError("--template_location is for Dataflow's launcher, which calls `python -m pipelines.prepare`")
     config = placeholders.fill(config, cloud.job_name)
-    options = RunOptions(runner, workers, carrier, overwrite, fresh, beam, size)
+    options = RunOptions(runner, workers, carrier, overwrite, fresh, beam, size, increment, accept_changed_inputs)
     if log_json is None:
         _carry_out(config, path, options, quiet)
         return
@@ -157,11 +161,13 @@ def _carry_out(
             if not ours:
                 raise
             prepared = launch.prepare(config, options._replace(overwrite=True), _base(path))
-    except launch.AlreadyDone:
+    except launch.AlreadyDone as reason:
         from beam_prep.verification import require_intact
 
         require_intact(config.output)
         done = f"nothing to do: {config.output} already holds this run"
+        if isinstance(reason, launch.NothingNew):
+            done = f"nothing new: {config.output} already holds all files of its inputs"
     else:
         if prepared.claim.resumed:
             click.echo("an unfinished run of this configuration is there: going on with it", err=True)

@@ -22,13 +22,13 @@ from pydantic import (
 from beam_prep import placeholders
 from beam_prep.config_checks import contradictions
 from beam_prep.errors import ConfigError
-from beam_prep.layout import MANIFEST, REJECTED_FOLDER, REPORT, RUN_FILE
+from beam_prep.layout import INPUTS_FOLDER, MANIFEST, NEXT, REJECTED_FOLDER, REPORT, RUN_FILE
 
 MIN_CHARS_FOR_LONG = 32_000
 """Characters from which a document counts as long (`filter: {long: true}`, stage S3)."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-_RESERVED = (REJECTED_FOLDER, MANIFEST, REPORT, RUN_FILE)
+_RESERVED = (INPUTS_FOLDER, REJECTED_FOLDER, MANIFEST, NEXT, REPORT, RUN_FILE)
 _COMPARISONS = ("eq", "ne", "gt", "ge", "lt", "le", "in", "not_in")
 
 

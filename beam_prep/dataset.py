@@ -22,6 +22,7 @@ from beam_prep.byte_ranges import RangeReader, read_file
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.layout import MANIFEST, SUCCESS
 from beam_prep.sampling import ResumableSampler
+from beam_prep.success import answers_for
 
 EXTRAS = ("document_ids", "position_ids", "cu_seqlens", "sources")
 _DTYPES = {"uint32": np.dtype("<u4")}
@@ -87,6 +88,7 @@ class PackedDataset:
         position in the document.
       as_dict: samples are dicts, tokens under `input_ids`. With extras they always are.
       as_torch: torch tensors: tokens and position_ids int64, the others int32.
+      generations: the first so many generations of an output that grows (see docs/increments.md); default: all.
       allow_unfinished: reads an output without `_SUCCESS` too.
       open_files: shards kept open; default: an eighth of the process's limit.
 
@@ -106,6 +108,7 @@ class PackedDataset:
         positions: Literal["part", "document"] = "part",
         as_dict: bool = False,
         as_torch: bool = False,
+        generations: int | None = None,
         allow_unfinished: bool = False,
         open_files: int | None = None,
     ):
@@ -116,12 +119,12 @@ class PackedDataset:
             raise ConfigError(f"positions: {positions!r} is neither 'part' nor 'document'")
         if open_files is not None and open_files < 1:
             raise ConfigError(f"open_files: {open_files} is below 1")
-        root, name, manifest = _find(os.fspath(path), output)
+        root, name, manifest = _find_finished(os.fspath(path), output, allow_unfinished)
         self.path = storage.join(root, name)
         """The output's folder."""
         self.name = name
         """The output's name in the manifest."""
-        layout = _layout(storage.join(root, MANIFEST), manifest, name, self.path)
+        layout = _layout(storage.join(root, MANIFEST), manifest, name, self.path, generations)
         self.dtype = layout.dtype
         """Of the stored tokens, and of the arrays returned."""
         self.fingerprint = layout.fingerprint
@@ -131,12 +134,6 @@ class PackedDataset:
         """Tokens of a stored sequence."""
         self.context_length = layout.context_length if context_length is None else context_length
         """Tokens of a sample."""
-        success = storage.join(root, SUCCESS)
-        if not allow_unfinished and (read_file(success) or b"").partition(b"\n")[0] != self.fingerprint.encode():
-            raise BeamPrepError(
-                f"{root}: is not finished ({SUCCESS} is missing or of another run); run the job again, or give "
-                "allow_unfinished=True to read it as it is"
-            )
         if self.context_length < 1 or layout.context_length % self.context_length:
             raise ConfigError(
                 f"context_length: {context_length} does not divide the stored {self.stored_context_length:,}"
@@ -257,6 +254,19 @@ def _tensor(array: np.ndarray, dtype: Any) -> Any:
     return torch.from_numpy(array.astype(dtype, copy=False))
 
 
+def _find_finished(path: str, output: str | None, allow_unfinished: bool) -> tuple[str, str, dict[str, Any]]:
+    """As `_find`; raises BeamPrepError if the output is not finished."""
+    for _ in range(3):  # an increment may come between the manifest and `_SUCCESS`
+        root, name, manifest = _find(path, output)
+        mark = read_file(storage.join(root, SUCCESS)) or b""
+        if allow_unfinished or "fingerprint" not in manifest or answers_for(mark, str(manifest["fingerprint"])):
+            return root, name, manifest
+    raise BeamPrepError(
+        f"{root}: is not finished ({SUCCESS} is missing or of another run); run the job again, or give "
+        "allow_unfinished=True to read it as it is"
+    )
+
+
 def _find(path: str, output: str | None) -> tuple[str, str, dict[str, Any]]:
     """(folder of the run, name of the output, manifest): the manifest lies in `path` or in a folder above it."""
     if storage.is_local(path):
@@ -288,9 +298,10 @@ def _parse(path: str, data: bytes) -> dict[str, Any]:
     return manifest
 
 
-def _layout(path: str, manifest: dict[str, Any], name: str, folder: str) -> _Layout:
+def _layout(path: str, manifest: dict[str, Any], name: str, folder: str, generations: int | None) -> _Layout:
     try:
         entry, spec = manifest["outputs"][name], manifest["tokenizer"]
+        fingerprint, count = _until(manifest, name, generations)
         dtype, context_length = _DTYPES[manifest["dtype"]], operator.index(entry["context_length"])
         shards = [
             _Shard(
@@ -299,15 +310,26 @@ def _layout(path: str, manifest: dict[str, Any], name: str, folder: str) -> _Lay
                 operator.index(shard["sequences"]),
                 storage.join(folder, shard["documents"]),
             )
-            for shard in entry["shards"]
+            for shard in entry["shards"][:count]
             if shard["sequences"]
         ]
         if any(shard.size != shard.sequences * context_length * dtype.itemsize for shard in shards):
             raise ValueError("the bytes of a shard are not those of its sequences")
         tokenizer = Tokenizer(*(spec[key] for key in Tokenizer._fields))
-        return _Layout(dtype, str(manifest["fingerprint"]), tokenizer, context_length, shards)
+        return _Layout(dtype, fingerprint, tokenizer, context_length, shards)
     except (KeyError, TypeError, ValueError) as error:
         raise BeamPrepError(f"{path}: is damaged ({error!r}); run the job again with --overwrite") from None
+
+
+def _until(manifest: dict[str, Any], name: str, generations: int | None) -> tuple[str, int | None]:
+    """(fingerprint, shards) of an output when it had so many generations; None shards: all."""
+    all_ = manifest.get("generations") or [{}]
+    if generations is None or generations == len(all_):
+        return str(manifest["fingerprint"]), None
+    if not 1 <= generations < len(all_):
+        raise ConfigError(f"generations: {generations} of {len(all_)}; give a number from 1 to {len(all_)}")
+    shards = sum(operator.index(generation["outputs"][name]["shards"]) for generation in all_[:generations])
+    return str(all_[generations - 1]["fingerprint"]), shards
 
 
 def _choose(path: str, name: str, names: list[str]) -> str:

@@ -25,6 +25,10 @@ DUPLICATE = np.dtype([("row", "<u4"), ("rank", "<u4")])
 """A row of a run that is not the first of its id; `rank` counts from 1 in order of precedence."""
 
 
+SEEN = -1
+"""In place of the source, for documents that the output holds already: entries are then their ids, uint64[n, 2]."""
+
+
 class RunSlice(NamedTuple):
     """The entries of a run that fall into one key range."""
 
@@ -71,13 +75,17 @@ def key_ranges(input_bytes: int, local: bool) -> int:
     return min(most, max(KEY_RANGES, 1 << (input_bytes // _RANGE_INPUT_BYTES).bit_length()))
 
 
+def key_range_edges(keys: np.ndarray, ranges: int = KEY_RANGES) -> list[int]:
+    """Where each key range begins in ascending order keys (uint64[n]), and the end of the last one."""
+    shift = np.uint64(KEY_BITS - ranges.bit_length() + 1)
+    return np.searchsorted(keys >> shift, np.arange(ranges + 1, dtype=np.uint64)).tolist()
+
+
 def slice_run(run: Run, ranges: int = KEY_RANGES) -> Iterator[tuple[int, RunSlice]]:
     """(key range, slice) for every range in which a run has documents. `ranges`: a power of two."""
     if not run.documents:
         return
-    keys = entries_array(carriers.load(run.entries))["key"]
-    shift = np.uint64(KEY_BITS - ranges.bit_length() + 1)
-    edges = np.searchsorted(keys >> shift, np.arange(ranges + 1, dtype=np.uint64)).tolist()
+    edges = key_range_edges(entries_array(carriers.load(run.entries))["key"], ranges)
     for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
         if end > start:
             size = ENTRY.itemsize
@@ -90,13 +98,17 @@ def deduplicate(
 ) -> tuple[list[Duplicates], Counts]:
     """Finds equal ids among the slices of one key range.
 
-    The first in (source, file, offset) is kept; so the configuration's order of sources decides.
+    The first in (source, file, offset) is kept; so the configuration's order of sources decides. Of an id that is in a
+    slice of `SEEN` none is.
 
     Args:
       drop: whether repeats are dropped. If not, their ranks only set their order keys apart, so that many equal
         documents do not all fall into one bucket.
     """
-    slices = sorted(slices)
+    seen = [np.frombuffer(carriers.load(s.entries), np.uint64).reshape(-1, 2) for s in slices if s.source == SEEN]
+    slices = sorted(s for s in slices if s.source != SEEN)
+    if not slices:
+        return [], no_counts(len(outputs), sources)
     parts = [entries_array(carriers.load(s.entries)) for s in slices]
     entries = np.concatenate(parts)
     sizes = [len(p) for p in parts]
@@ -105,6 +117,8 @@ def deduplicate(
     row = np.concatenate([np.arange(s.first, s.first + n) for s, n in zip(slices, sizes, strict=True)])
 
     rank = _ranks(entries, source)
+    if seen:
+        rank += is_among(entry_ids(entries), np.concatenate(seen))
     found = []
     repeated = np.nonzero(rank)[0]
     for index in np.unique(run[repeated]).tolist():
@@ -116,6 +130,20 @@ def deduplicate(
     kept = rank == 0 if drop else np.ones(len(entries), bool)
     duplicates = np.bincount(source[rank > 0], minlength=sources) if drop else np.zeros(sources, np.int64)
     return found, Counts(duplicates, *_count(entries[kept], source[kept], outputs, sources, seed))
+
+
+def is_among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """bool[n]: which of `ids` (uint64[n, 2]) are in `known` (uint64[m, 2], in any order)."""
+    known = known[np.argsort(known[:, 0], kind="stable")]
+    at = np.searchsorted(known[:, 0], ids[:, 0], side="left")
+    end = np.searchsorted(known[:, 0], ids[:, 0], side="right")
+    found = np.zeros(len(ids), bool)
+    open_ = np.nonzero(at < end)[0]
+    while len(open_):  # once, but for copies of a document and ids that agree in one half
+        found[open_] = known[at[open_], 1] == ids[open_, 1]
+        at[open_] += 1
+        open_ = open_[~found[open_] & (at[open_] < end[open_])]
+    return found
 
 
 def _ranks(entries: np.ndarray, source: np.ndarray) -> np.ndarray:

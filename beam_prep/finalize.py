@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from beam_prep import __version__, storage
-from beam_prep.balance import Plan, PlannedOutput
+from beam_prep.balance import Plan
 from beam_prep.buckets import PackedShard
 from beam_prep.errors import BeamPrepError
 from beam_prep.index import write_index
+from beam_prep.inputs import describe_inputs
 from beam_prep.job import Job
 from beam_prep.layout import MANIFEST, SUCCESS
 from beam_prep.place import PlacedTally
 from beam_prep.progress import snapshot
+from beam_prep.publish import add_generation, manifest_bytes
 from beam_prep.run_file import keep_step_times, step_times
 from beam_prep.shards import ShardRecord, write_shard
+from beam_prep.success import success_mark
 from beam_prep.views import fitting, write_view
 
 
@@ -36,9 +37,14 @@ def finalize(
     for number, planned in enumerate(plan.outputs):
         own = [shard for shard in shards if shard.output == number]
         folder = storage.join(job.output, planned.output.name)
-        own = sorted([*own, *_empty_shards(job, number, planned, own)])
-        check_shards(folder, own, planned.buckets)
+        # Few new files may hold nothing for an output; then it gets no shard.
+        buckets = planned.buckets if planned.tokens or job.base is None else 0
+        own = sorted([*own, *_empty_shards(job, number, buckets, own)])
+        check_shards(folder, own, buckets)
         length = planned.output.context_length
+        outputs[planned.output.name] = _describe_output(job, plan, number, own)
+        if job.base is not None:
+            continue
         if not any(s.sequences for s in own):
             raise BeamPrepError(
                 f"output {planned.output.name!r}: its {planned.tokens:,} tokens fill no sequence of {length:,}, "
@@ -47,39 +53,37 @@ def finalize(
         write_index(folder, [s.path for s in own], [s.sequences for s in own], 4 * length)
         for view in fitting(job.config.views, length):
             write_view(folder, [s.path for s in own], [s.sequences for s in own], length, view)
-        outputs[planned.output.name] = _describe_output(job, plan, number, own)
     manifest = build_manifest(job, outputs, ledger, rejected_files)
-    data = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    if job.carrier.work:
+        keep_step_times(job.output, step_times(snapshot(job.carrier.work)))
+    if job.base is not None:
+        return add_generation(job.output, job.base.fingerprint, manifest, job.tokenizer)
+    data = manifest_bytes(manifest)
     storage.write_bytes(storage.join(job.output, MANIFEST), [data])
     from beam_prep.report import try_report  # which reads manifests, and so needs this module
 
-    if job.carrier.work:
-        keep_step_times(job.output, step_times(snapshot(job.carrier.work)))
     try_report(job.output, data, job.tokenizer)
     storage.write_bytes(storage.join(job.output, SUCCESS), [success_mark(job.fingerprint, data)])
     return manifest
 
 
-def success_mark(fingerprint: str, manifest: bytes) -> bytes:
-    """What `_SUCCESS` holds: the run's fingerprint, and the sha256 of the manifest's bytes, a line each."""
-    return f"{fingerprint}\n{hashlib.sha256(manifest).hexdigest()}\n".encode()
-
-
-def _empty_shards(job: Job, number: int, planned: PlannedOutput, written: Sequence[ShardRecord]) -> list[ShardRecord]:
+def _empty_shards(job: Job, number: int, buckets: int, written: Sequence[ShardRecord]) -> list[ShardRecord]:
     """Writes the shards of buckets that no document fell into, so that no number is missing.
 
     They hold nothing, which is certain: the ledger has just found every token in the other ones.
     """
+    output = job.outputs[number]
     return [
         write_shard(
-            storage.join(job.output, planned.output.name),
+            storage.join(job.output, output.name),
             PackedShard(number, bucket, 0, b"", b"", (), 0),
-            planned.buckets,
-            planned.output.context_length,
+            buckets,
+            output.context_length,
             job.tokenizer.eod_token_id,
             job.names,
+            job.label,
         )
-        for bucket in sorted(set(range(planned.buckets)) - {shard.bucket for shard in written})
+        for bucket in sorted(set(range(buckets)) - {shard.bucket for shard in written})
     ]
 
 
@@ -167,6 +171,7 @@ def _describe_output(job: Job, plan: Plan, number: int, shards: Sequence[ShardRe
         copies = sum(s.source_copies[index] for s in shards)
         sources[name] = {
             "documents": sum(s.source_documents[index] for s in shards),
+            "available": planned.documents[index],
             "copies": copies,
             "tokens": own,
             "share": own / tokens if tokens else 0.0,
@@ -230,4 +235,12 @@ def build_manifest(
         "outputs": outputs,
         "ledger": ledger,
         "rejected_files": sorted(rejected_files),
+        "recipe": job.recipe,
+        "generations": [
+            {
+                "fingerprint": job.fingerprint,
+                "version": __version__,
+                "inputs": describe_inputs(job.output, job.label),
+            }
+        ],
     }

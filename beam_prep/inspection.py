@@ -143,6 +143,7 @@ def summary(output: str, manifest: Manifest) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "context_length": manifest.context_length,
         "seed": manifest.seed,
+        "generations": max(1, len(manifest.generations)),
         "outputs": outputs,
         "ledger": {name: entry.model_dump() for name, entry in manifest.ledger.items()},
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from beam_prep import __version__, catalog
 from beam_prep.carrier import Carrier
 from beam_prep.config import Config
 from beam_prep.dedup import KEY_RANGES
 from beam_prep.errors import ConfigError
+from beam_prep.generations import label
 from beam_prep.outputs import Output, outputs_of
 from beam_prep.runs import TokenLimits
 from beam_prep.templates import Template, compile_template
@@ -31,6 +32,14 @@ class Source(NamedTuple):
     max_rejects: float
 
 
+class Base(NamedTuple):
+    """A finished output that a run adds a generation to."""
+
+    fingerprint: str
+    generations: int
+    """That it has."""
+
+
 class Job(NamedTuple):
     """A resolved configuration."""
 
@@ -46,6 +55,15 @@ class Job(NamedTuple):
     run_bytes: int | None = None
     """Tokens that a worker holds before it hands them on; None for the usual."""
     key_ranges: int = KEY_RANGES
+    recipe: str = ""
+    """See `recipe`."""
+    base: Base | None = None
+    """The output as it is, if this run adds to it."""
+
+    @property
+    def label(self) -> str:
+        """What the names of this run's files hold; empty for the first generation. See `generations.label`."""
+        return label(self.base.generations, self.fingerprint) if self.base is not None else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,18 +103,13 @@ def resolve_sources(config: Config, tokenizer: TokenizerSpec, base: Path | None)
     return tuple(sources)
 
 
-def fingerprint(
-    config: Config,
-    sources: tuple[Source, ...],
-    outputs: tuple[Output, ...],
-    tokenizer: TokenizerSpec,
-    inputs: str,
-) -> str:
-    """A hash of everything that decides an output's bytes. `inputs`: signature of the input files."""
+def _content(
+    config: Config, sources: tuple[Source, ...], outputs: tuple[Output, ...], tokenizer: TokenizerSpec
+) -> dict[str, Any]:
+    """What decides an output's bytes, but for the inputs and the version of this program."""
     asked = config.model_dump(mode="json", include={"seed", "tail", "dedup"})
-    content = {
+    return {
         "format": FORMAT,
-        "version": __version__,
         "asked": asked,
         "sources": [
             {
@@ -107,9 +120,27 @@ def fingerprint(
         ],
         "outputs": outputs,
         "tokenizer": tokenizer.sha256,
-        "inputs": inputs,
     }
+
+
+def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(
+    config: Config,
+    sources: tuple[Source, ...],
+    outputs: tuple[Output, ...],
+    tokenizer: TokenizerSpec,
+    inputs: str,
+) -> str:
+    """A hash of everything that decides an output's bytes. `inputs`: signature of the input files."""
+    return _hash({**_content(config, sources, outputs, tokenizer), "version": __version__, "inputs": inputs})
+
+
+def recipe(config: Config, sources: tuple[Source, ...], outputs: tuple[Output, ...], tokenizer: TokenizerSpec) -> str:
+    """A hash of what all generations of an output have in common: everything but the inputs and the version."""
+    return _hash(_content(config, sources, outputs, tokenizer))
 
 
 def make_job(
@@ -121,13 +152,16 @@ def make_job(
     encoders: int = 1,
     run_bytes: int | None = None,
     key_ranges: int = KEY_RANGES,
+    base: Base | None = None,
 ) -> Job:
-    """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle.
+    """Joins everything. `work`: folder of the file carrier, None for the engine's shuffle; `base`: see `Job`.
 
     Raises:
       ConfigError: the datasets do not fit the stages.
     """
     outputs = outputs_of(config, [source.template.purpose for source in sources])
+    if base is not None:
+        inputs = f"{base.fingerprint}\0{inputs}"
     return Job(
         config,
         config.output,
@@ -139,4 +173,6 @@ def make_job(
         encoders,
         run_bytes,
         key_ranges,
+        recipe(config, sources, outputs, tokenizer),
+        base,
     )

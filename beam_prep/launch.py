@@ -17,14 +17,17 @@ from beam_prep import arguments, placeholders, storage
 from beam_prep.config import Config, load_config
 from beam_prep.dedup import key_ranges
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
-from beam_prep.job import Job, make_job, resolve_sources
+from beam_prep.increments import Grown, only_new, open_output, refuse_shares, require_same
+from beam_prep.inputs import write_inputs
+from beam_prep.job import Job, Source, make_job, recipe, resolve_sources
 from beam_prep.layout import WORK_FOLDER
 from beam_prep.machine import Allotment, allot
-from beam_prep.output_folder import AlreadyDone, Claim, claim, release
+from beam_prep.output_folder import AlreadyDone, Claim, NothingNew, claim, claim_increment, release, sweep_increments
+from beam_prep.outputs import outputs_of
 from beam_prep.parquet import is_parquet
 from beam_prep.run_file import remember_call
-from beam_prep.sources import is_compressed, match_source, signature
-from beam_prep.tokenizer import load_ahead
+from beam_prep.sources import InputFile, is_compressed, match_source, signature
+from beam_prep.tokenizer import TokenizerSpec, load_ahead
 from beam_prep.tokenizer import resolve as resolve_tokenizer
 
 LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
@@ -45,6 +48,10 @@ class RunOptions(NamedTuple):
     """Options that are handed to Beam as they are."""
     memory: int | None = None
     """Bytes that all processes of the local runner may hold; None for as much as suits."""
+    increment: bool = False
+    """Whether the output grows by the files that it does not hold yet."""
+    accept_changed: bool = False
+    """Whether files that it holds may have changed or gone."""
 
 
 class Prepared(NamedTuple):
@@ -53,6 +60,8 @@ class Prepared(NamedTuple):
     job: Job
     options: RunOptions
     claim: Claim
+    files: tuple[tuple[InputFile, ...], ...]
+    """By source: what will be read."""
     input_bytes: int
     """Stored bytes of all inputs."""
     compressed_bytes: int = 0
@@ -70,8 +79,12 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
     Raises:
       ConfigError: the configuration cannot be carried out.
       BeamPrepError: the output cannot be written or holds something else.
-      AlreadyDone: there is nothing to do.
+      AlreadyDone: there is nothing to do; NothingNew, for an increment.
     """
+    if options.accept_changed and not options.increment:
+        raise ConfigError("--accept-changed-inputs is for --increment; give both")
+    if options.increment and options.overwrite:
+        raise ConfigError("--increment adds to what is there, --overwrite replaces it; give one of them")
     config = placeholders.fill(config, None)
     gc.disable()  # until the workers set it up: importing Beam would make it run for half a second
     local = options.runner in LOCAL_RUNNERS
@@ -80,23 +93,47 @@ def prepare(config: Config, options: RunOptions, base: Path | None = None) -> Pr
         raise ConfigError("--carrier files needs the local runner: its workers share a disk")
     tokenizer = resolve_tokenizer(config.tokenizer, storage.join(config.output, WORK_FOLDER))
     sources = resolve_sources(config, tokenizer, base)
-    files = []
+    names = [source.name for source in sources]
+    grown = _open_grown(config, sources, tokenizer, work) if options.increment else None
+    files: list[Sequence[InputFile]] = []
     problems = []
     for source in sources:
         try:
-            files += match_source(source.name, source.patterns)
+            files.append(match_source(source.name, source.patterns))
         except ConfigError as error:
             problems.append(error.message)
     if problems:
         raise ConfigError("\n".join(problems))
-    total = sum(file.size for file in files)
+    if grown is not None:
+        files = [*only_new(config.output, grown, names, files, options.accept_changed)]
+    together = [file for own in files for file in own]
+    total = sum(file.size for file in together)
     # Engines start a worker process for each core, and know what memory it has.
     own = allot(options.workers, options.memory, total) if local else Allotment(1, 1, 0, None)
-    ranges = key_ranges(total, work is not None)
-    job = make_job(config, sources, tokenizer, signature(files), work, own.encoders, own.run_bytes, ranges)
-    claimed = claim(job, options.overwrite, options.fresh)
-    compressed = sum(file.size for file in files if is_compressed(file.path) or is_parquet(file.path))
-    return Prepared(job, options, claimed, total, compressed, own.workers)
+    ranges = key_ranges(total + (grown.input_bytes if grown is not None else 0), work is not None)
+    base = grown.base if grown is not None else None
+    job = make_job(config, sources, tokenizer, signature(together), work, own.encoders, own.run_bytes, ranges, base)
+    if grown is None:
+        claimed = claim(job, options.overwrite, options.fresh)
+    elif not together:
+        sweep_increments(job, grown.manifest)
+        raise NothingNew
+    else:
+        claimed = claim_increment(job, grown.manifest, options.fresh)
+    compressed = sum(file.size for file in together if is_compressed(file.path) or is_parquet(file.path))
+    return Prepared(job, options, claimed, tuple(map(tuple, files)), total, compressed, own.workers)
+
+
+def _open_grown(
+    config: Config, sources: tuple[Source, ...], tokenizer: TokenizerSpec, work: str | None
+) -> Grown | None:
+    """The output that an increment adds to, if there is one, and it is made in the same way."""
+    outputs = outputs_of(config, [source.template.purpose for source in sources])
+    refuse_shares(outputs)
+    grown = open_output(config.output, work)
+    if grown is not None:
+        require_same(config.output, grown, recipe(config, sources, outputs, tokenizer), config)
+    return grown
 
 
 def _work_folder(output: str) -> str:
@@ -123,6 +160,7 @@ def run(prepared: Prepared) -> Any:
         os.makedirs(job.carrier.work, exist_ok=True)
     try:
         storage.require_temporary_folder()
+        write_inputs(job.output, job.label, job.names, prepared.files)
         pipeline, only_written = _pipeline(options, prepared.workers)
         build(pipeline, job)
         result = pipeline.run()
@@ -198,6 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             known.fresh,
             tuple(beam_options),
             None if known.memory is None else parse_size(known.memory, "--memory"),
+            known.increment,
+            known.accept_changed_inputs,
         )
         check_runner(options.runner)
         cloud = cloud_options(options.beam)
@@ -209,8 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepared = prepare(config, options, base)
         remember_call(config.output, os.path.abspath(known.config) if base else known.config)
         run(prepared)
-    except AlreadyDone:
-        print("nothing to do: the output already holds this run")
+    except AlreadyDone as reason:
+        new = isinstance(reason, NothingNew)
+        what = "nothing new: the output already holds all files of its inputs"
+        print(what if new else "nothing to do: the output already holds this run")
         if cloud.template_location:
             launch_nothing(options)
         return 0

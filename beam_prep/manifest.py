@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.layout import MANIFEST, SUCCESS
+from beam_prep.success import answers_for
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -44,6 +45,8 @@ class SourceEntry(_Entry):
     """A source's part in one output."""
 
     documents: Count
+    available: Count | None = None
+    """Distinct documents that belong to the output, whether a copy of them is in it or not."""
     copies: Count
     tokens: Count
     share: float
@@ -54,8 +57,8 @@ class SourceEntry(_Entry):
     """None for a source with a weight, and for one that has nothing to give to this output."""
 
 
-class OutputEntry(_Entry):
-    """One output (`train`, `val`, `S1/train` …)."""
+class OutputFigures(_Entry):
+    """The figures of one output (`train`, `val`, `S1/train` …)."""
 
     context_length: Annotated[int, Field(ge=1)]
     packing: Literal["concat", "best_fit"] = "concat"
@@ -70,6 +73,18 @@ class OutputEntry(_Entry):
     cut_share: float
     """Of all copies."""
     sources: dict[str, SourceEntry]
+
+
+class GenerationOutput(OutputFigures):
+    """What a generation added to an output."""
+
+    shards: Count
+    """Its own; those of all generations stand one after the other in the output."""
+
+
+class OutputEntry(OutputFigures):
+    """One output."""
+
     shards: list[ShardEntry]
     views: list[Annotated[int, Field(ge=1)]] = []
     """Context lengths that the configuration asked an index for, beside its own."""
@@ -88,6 +103,28 @@ class LedgerEntry(_Entry):
     blank_lines: Count = 0
 
 
+class InputsEntry(_Entry):
+    """The list of a generation's input files."""
+
+    path: str
+    """Relative to the run's folder."""
+    sha256: Sha256
+    files: Count
+    bytes: Count
+    """Of the input files, as stored."""
+
+
+class GenerationEntry(_Entry):
+    """One generation; see `generations`. Its figures are the output's own while it is the only one."""
+
+    fingerprint: Sha256
+    version: str
+    inputs: InputsEntry
+    outputs: dict[str, GenerationOutput] = {}
+    ledger: dict[str, LedgerEntry] = {}
+    rejected_files: list[str] = []
+
+
 class Manifest(_Entry):
     """The whole of `manifest.json`."""
 
@@ -101,6 +138,9 @@ class Manifest(_Entry):
     outputs: Annotated[dict[str, OutputEntry], Field(min_length=1)]
     ledger: dict[str, LedgerEntry]
     rejected_files: list[str] = []
+    recipe: Sha256 | None = None
+    """What all generations have in common; see `job.recipe`."""
+    generations: list[GenerationEntry] = []
 
     def dataset(self, source: str) -> dict[str, Any]:
         """What the configuration said about a source."""
@@ -141,9 +181,9 @@ def read_manifest(output: str) -> Manifest:
 
 
 def is_finished(output: str, manifest: Manifest) -> bool:
-    """Whether `_SUCCESS` stands there and names the manifest's fingerprint, in its first line."""
+    """Whether `_SUCCESS` stands there and names the manifest's fingerprint."""
     path = storage.join(output, SUCCESS)
-    return storage.exists(path) and storage.read_bytes(path).partition(b"\n")[0] == manifest.fingerprint.encode()
+    return storage.exists(path) and answers_for(storage.read_bytes(path), manifest.fingerprint)
 
 
 def require_finished(output: str, manifest: Manifest) -> None:

@@ -6,21 +6,32 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from filelock import FileLock, Timeout
 
 from beam_prep import resume, storage
 from beam_prep.errors import BeamPrepError
+from beam_prep.generations import finished_labels, is_of, label_of
 from beam_prep.job import Job
-from beam_prep.layout import MANIFEST, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS, WORK_FOLDER
+from beam_prep.layout import (
+    INPUTS_FOLDER,
+    MANIFEST,
+    NEXT,
+    REJECTED_FOLDER,
+    REPORT,
+    RUN_FILE,
+    SUCCESS,
+    WORK_FOLDER,
+)
+from beam_prep.success import answers_for
 
 _CLAIM = "claim.json"
-_LOCK = "lock"
-_TORN = re.compile(rf"(?:(.*)\.|\.probe-)[0-9a-f]{{8}}{re.escape(storage.TEMPORARY)}")
+LOCK = "lock"
+TORN = re.compile(rf"(?:(.*)\.|\.probe-)[0-9a-f]{{8}}{re.escape(storage.TEMPORARY)}")
 """Names of files that a killed run was writing; see `storage.write_atomic` and `storage.require_writable`."""
 
 
@@ -40,6 +51,10 @@ class Claim(NamedTuple):
     """Finished shards of the unfinished run that were not as they had been written."""
 
 
+class NothingNew(AlreadyDone):
+    """The output already holds all files of its inputs."""
+
+
 def claim(job: Job, overwrite: bool, fresh: bool) -> Claim:
     """Takes an output for a job, and clears away what the job will not use.
 
@@ -51,7 +66,7 @@ def claim(job: Job, overwrite: bool, fresh: bool) -> Claim:
       AlreadyDone: there is nothing to do.
       BeamPrepError: another run is writing there, or the folder holds something else; nothing is changed then.
     """
-    work = job.carrier.work or (storage.join(job.output, WORK_FOLDER) if storage.is_local(job.output) else None)
+    work = _work(job)
     _refuse_finished(job, work, overwrite)
     if not overwrite:
         _refuse_foreign(job.output, _ours(job, _read_claim(work)))
@@ -68,6 +83,93 @@ def claim(job: Job, overwrite: bool, fresh: bool) -> Claim:
         raise
 
 
+def claim_increment(job: Job, manifest: Mapping[str, Any], fresh: bool) -> Claim:
+    """Takes a finished output, for a job that adds to it; clears away what other increments left that never finished.
+
+    What is finished there stays as it is, and can be read meanwhile.
+
+    Args:
+      manifest: of the output, as the job knows it.
+
+    Raises:
+      BeamPrepError: another run is writing there, or has added to it; nothing is changed then.
+    """
+    work = _work(job)
+    storage.require_writable(job.output)
+    lock = _take(job.output, work) if work else None
+    try:
+        assert job.base is not None
+        if not answers_for(storage.read_bytes(storage.join(job.output, SUCCESS)), job.base.fingerprint):
+            raise BeamPrepError(f"output {job.output}: another run has just added to it; give the command again")
+        before = _read_claim(work)
+        same = before.get("fingerprint") == job.fingerprint
+        resumed = same and not fresh
+        clear_unfinished(job.output, manifest, None if fresh else job.label)
+        lost = 0
+        if resumed:
+            lost = resume.check_shards(job.carrier, [storage.join(job.output, output.name) for output in job.outputs])
+        else:
+            _clear_work(job, work)
+        _clear_torn(job, work, _ours(job, before))
+        _write_claim(work, job.fingerprint, {output.name for output in job.outputs}, job.base.generations)
+        unfinished = before.get("fingerprint") is not None and "generation" in before
+        return Claim(lock, resumed, unfinished and not same, lost)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def clear_unfinished(output: str, manifest: Mapping[str, Any], own: str | None, next_too: bool = True) -> None:
+    """Deletes the files of increments that never finished.
+
+    Args:
+      manifest: of the output.
+      own: label of the one that goes on, whose files stay.
+      next_too: whether those of one that could become the next generation go too.
+    """
+    keep = {*finished_labels(manifest), *([own] if own else [])}
+    start = len(output.rstrip("/")) + 1
+    for found in storage.list_files(output):
+        path = found.path[start:].replace(os.sep, "/")
+        label = label_of(path)
+        if label is None or label in keep or (not next_too and is_of(path, len(manifest["generations"]))):
+            continue
+        storage.delete(found.path)
+
+
+def sweep_increments(job: Job, manifest: Mapping[str, Any]) -> None:
+    """Deletes what increments have left in a finished output; where another run is writing there, nothing of it."""
+    work = _work(job)
+    if work is None:  # no lock, and so one may be at work
+        clear_unfinished(job.output, manifest, None, next_too=False)
+    if work is None or not storage.exists(work):
+        return
+    with contextlib.suppress(BeamPrepError, OSError), hold(job.output, work):
+        clear_unfinished(job.output, manifest, None)
+        _clear_torn(job, work, _ours(job, {}))
+        storage.delete(work)
+
+
+@contextlib.contextmanager
+def hold(output: str, work: str | None) -> Iterator[None]:
+    """The lock of an output, for the time of a block. `work`: the work folder; without one there is no lock.
+
+    Raises:
+      BeamPrepError: another run is writing there.
+    """
+    lock = _take(output, work) if work else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _work(job: Job) -> str | None:
+    return job.carrier.work or (storage.join(job.output, WORK_FOLDER) if storage.is_local(job.output) else None)
+
+
 def release(job: Job) -> None:
     """Takes the work folder away, when a run has succeeded. The lock is still held."""
     if job.carrier.work:
@@ -79,11 +181,11 @@ def release(job: Job) -> None:
 def _clear_away(job: Job, work: str | None, fresh: bool) -> Claim:
     before = _read_claim(work)
     ours = _ours(job, before)
-    success = storage.join(job.output, SUCCESS)
-    unfinished = bool(before) and not storage.exists(success)
+    unfinished = bool(before) and not storage.exists(storage.join(job.output, SUCCESS))
     same = before.get("fingerprint") == job.fingerprint
     resumed = unfinished and same and not fresh
-    storage.delete(success)  # first, so that nothing half replaced looks finished
+    for name in (SUCCESS, NEXT):  # first, so that nothing half replaced looks finished
+        storage.delete(storage.join(job.output, name))
     names = {output.name for output in job.outputs}
     lost = 0
     if resumed:
@@ -136,13 +238,13 @@ def _refuse_foreign(output: str, ours: Iterable[str]) -> None:
 
 def _is_torn(name: str, ours: Iterable[str]) -> bool:
     """Whether one of our files was being written under that name."""
-    found = _TORN.fullmatch(name)
+    found = TORN.fullmatch(name)
     return found is not None and (found[1] is None or found[1] in ours)
 
 
 def _take(output: str, work: str) -> FileLock | None:
     storage.make_folder(work)
-    lock = FileLock(os.path.join(work, _LOCK))
+    lock = FileLock(os.path.join(work, LOCK))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -164,10 +266,18 @@ def _read_claim(work: str | None) -> dict:
         return {}
 
 
-def _write_claim(work: str | None, fingerprint: str | None, outputs: Iterable[str]) -> None:
+def _write_claim(
+    work: str | None, fingerprint: str | None, outputs: Iterable[str], generation: int | None = None
+) -> None:
     if work:
-        content = orjson.dumps({"fingerprint": fingerprint, "outputs": sorted(outputs)})
-        storage.write_bytes(storage.join(work, _CLAIM), [content])
+        content = {"fingerprint": fingerprint, "outputs": sorted(outputs)}
+        more = {} if generation is None else {"generation": generation}
+        storage.write_bytes(storage.join(work, _CLAIM), [orjson.dumps({**content, **more})])
+
+
+def claimed_generation(output: str) -> int | None:
+    """The generation that an increment is making in a local output, or was when it was killed; None: there is none."""
+    return _read_claim(storage.join(output, WORK_FOLDER)).get("generation")
 
 
 def _outputs_before(job: Job, before: dict) -> set[str]:
@@ -182,7 +292,7 @@ def _ours(job: Job, before: dict) -> list[str]:
     """Names below the output that this job, or the run before it, made."""
     outputs = {output.name for output in job.outputs} | _outputs_before(job, before)
     folders = sorted({name.split("/")[0] for name in outputs})
-    return [REJECTED_FOLDER, REPORT, RUN_FILE, MANIFEST, SUCCESS, WORK_FOLDER, *folders]
+    return [INPUTS_FOLDER, REJECTED_FOLDER, REPORT, RUN_FILE, MANIFEST, NEXT, SUCCESS, WORK_FOLDER, *folders]
 
 
 def _clear_torn(job: Job, work: str | None, ours: Iterable[str]) -> None:
@@ -192,7 +302,7 @@ def _clear_torn(job: Job, work: str | None, ours: Iterable[str]) -> None:
     folders = [f for f in folders if os.path.isdir(f)] if storage.is_local(job.output) else []
     for folder in [*folders, *([work] if work else [])]:
         for found in storage.list_files(folder):
-            if _TORN.fullmatch(os.path.basename(found.path)):
+            if TORN.fullmatch(os.path.basename(found.path)):
                 storage.delete(found.path)
     if work:
         storage.delete(os.path.join(work, "progress"))
@@ -210,8 +320,12 @@ def _clear(job: Job, work: str | None, ours: Iterable[str]) -> None:
     for name in ours:
         if name != WORK_FOLDER:
             storage.delete(storage.join(job.output, name))
+    _clear_work(job, work)
+
+
+def _clear_work(job: Job, work: str | None) -> None:
     # The lock is held, the claim says what is being deleted, and a Hub tokenizer has just been put there.
-    keep = {job.tokenizer.location, *(os.path.join(work, name) for name in (_LOCK, _CLAIM))} if work else set()
+    keep = {job.tokenizer.location, *(os.path.join(work, name) for name in (LOCK, _CLAIM))} if work else set()
     for found in storage.list_files(work) if work else []:
         if found.path not in keep and os.path.abspath(found.path) not in keep:
             storage.delete(found.path)

@@ -21,9 +21,13 @@ class RejectBlock(NamedTuple):
     rows: Payload
 
 
-def write_rejected(output: str, name: str, blocks: Iterable[RejectBlock]) -> str:
-    """Writes `rejected/NAME-00000.jsonl.gz`, in the order of the runs; returns its path relative to the output."""
-    relative = f"{REJECTED_FOLDER}/{name}-00000.jsonl.gz"
+def write_rejected(output: str, name: str, blocks: Iterable[RejectBlock], label: str = "") -> str:
+    """Writes `rejected/NAME-00000.jsonl.gz`, in the order of the runs; returns its path relative to the output.
+
+    Args:
+      label: of the generation, in place of the zeros; empty for the first one.
+    """
+    relative = f"{REJECTED_FOLDER}/{name}-{label or '00000'}.jsonl.gz"
     with (
         storage.write_atomic(storage.join(output, relative)) as file,
         gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=6) as compressed,

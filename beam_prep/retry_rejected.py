@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,10 @@ def read_dead_letters(output: str, dataset: str) -> Iterator[dict]:
     Raises:
       BeamPrepError: a file of them is damaged.
     """
+    own = re.compile(rf".*/{re.escape(dataset)}-\d{{5}}(-[0-9a-f]{{8}})?\.jsonl\.gz")  # not those of {dataset}-2
     for found in storage.match(storage.join(output, REJECTED_FOLDER, f"{dataset}-[0-9]*.jsonl.gz")):
+        if not own.fullmatch(found.path):
+            continue
         try:
             with storage.open_read(found.path) as file, gzip.open(file) as lines:
                 yield from map(orjson.loads, lines)

@@ -47,13 +47,13 @@ class ShardRecord(NamedTuple):
     """Copies that end in another sequence than they began in, counted where they begin."""
 
 
-def shard_name(bucket: int, buckets: int) -> str:
-    """The name of a shard without its ending."""
-    return f"part-{bucket:05d}-of-{buckets:05d}"
+def shard_name(bucket: int, buckets: int, label: str = "") -> str:
+    """The name of a shard without its ending. `label`: of its generation; empty for the first one."""
+    return f"part-{f'g{label}-' if label else ''}{bucket:05d}-of-{buckets:05d}"
 
 
 def write_shard(
-    folder: str, shard: PackedShard, buckets: int, context_length: int, eod: int, names: Sequence[str]
+    folder: str, shard: PackedShard, buckets: int, context_length: int, eod: int, names: Sequence[str], label: str = ""
 ) -> ShardRecord:
     """Writes a shard and its documents.
 
@@ -61,13 +61,14 @@ def write_shard(
       folder: the output's folder.
       eod: separator id, which also pads.
       names: of the sources.
+      label: of the generation; see `shard_name`.
 
     The bytes follow from the arguments alone, so that a repeated call changes nothing.
     """
     spans = shard_spans(shard)
     rows = np.frombuffer(carriers.load(shard.rows), PLACED)
     origins = load_origins(shard.origins)
-    name = shard_name(shard.bucket, buckets)
+    name = shard_name(shard.bucket, buckets, label)
     tokens_path, documents_path = f"{TOKENS_FOLDER}/{name}.bin", f"{DOCUMENTS_FOLDER}/{name}.parquet"
 
     size = shard.sequences * context_length * 4

@@ -347,6 +347,21 @@ def write_bytes(path: str, parts: Iterable[bytes]) -> None:
             file.write(part)
 
 
+def write_small(path: str, data: bytes) -> None:
+    """Writes a whole file that is at hand; on a remote file system anew if its stream fails for a passing reason."""
+    if is_local(path):
+        write_bytes(path, [data])
+        return
+
+    def once() -> None:
+        try:
+            write_bytes(path, [data])
+        except BeamPrepError as error:
+            raise error.__cause__ or error from None
+
+    attempt_change("write", path, once)
+
+
 def make_folder(path: str) -> None:
     """Makes a local folder and those above it, where they are missing.
 

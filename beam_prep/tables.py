@@ -55,6 +55,18 @@ def print_output(console: Console, output: str, manifest: Manifest) -> None:
         console.print()
     console.print(_ledger(manifest))
     console.print()
+    if len(manifest.generations) > 1:
+        console.print(_generations(manifest), soft_wrap=True)
+        console.print()
+
+
+def _generations(manifest: Manifest) -> str:
+    last = manifest.generations[-1]
+    added = sum(entry.sequences for entry in last.outputs.values())
+    return (
+        f"{len(manifest.generations):,} generations; the last one added {added:,} sequences from {last.inputs.files:,} "
+        "input files"
+    )
 
 
 def _shares(entry: OutputEntry) -> Table:

@@ -257,6 +257,20 @@ def write_trainer_view(output: str, name: str, entry: OutputEntry, vocab_size: i
     return Written(count, documents, padding)
 
 
+def extend_trainer_views(output: str, name: str, entry: OutputEntry, added: OutputEntry, vocab_size: int) -> None:
+    """Writes index files for shards that come to an output, for the trainers that it has some for.
+
+    Args:
+      entry: the output as it was; files for its first sequences tell which trainers that are.
+      added: the output with the new shards alone.
+    """
+    folder, local = storage.join(output, name), storage.is_local(output)
+    first = next((shard for shard in entry.shards if shard.sequences), None)
+    for trainer, kind in _kinds(local).items():
+        if first is not None and storage.exists(storage.join(folder, kind.files(first.path, local).index)):
+            write_trainer_view(output, name, added, vocab_size, trainer)
+
+
 def _target(link: str, path: str) -> str:
     return posixpath.relpath(path, posixpath.dirname(link))
 

@@ -18,11 +18,13 @@ from beam_prep import (
     buckets,
     dedup,
     finalize,
+    inputs,
     ledger,
     mix,
     place,
     rejected,
     resume,
+    seen,
     sources,
     storage,
     tokenization,
@@ -73,13 +75,14 @@ def _guarded(method):
 
 
 class Match(_DoFn):
-    """Source number → its files, found in the graph so that no list of files is ever part of it."""
+    """Source number → its files, as the launcher listed them; so that no list of files is ever part of the graph."""
 
     @_guarded
     def process(self, source: int) -> Iterator[tuple[int, list[sources.InputFile]]]:
         """Yields (source, files)."""
-        spec = self._job.sources[source]
-        yield source, sources.match_source(spec.name, spec.patterns)
+        job = self._job
+        listed = inputs.read_inputs(job.output, inputs.inputs_path(job.label), only=job.names[source])
+        yield source, [file for _, file in listed]
 
 
 class Split(_DoFn):
@@ -233,7 +236,26 @@ class WriteRejected(_DoFn):
         """Yields a path relative to the output."""
         source, blocks = element
         found = (rejected.RejectBlock(*block) for block in blocks)
-        yield rejected.write_rejected(self._job.output, self._job.names[source], found)
+        yield rejected.write_rejected(self._job.output, self._job.names[source], found, self._job.label)
+
+
+class Sidecars(_DoFn):
+    """→ the sidecars of the output that a run adds to, found in the graph as the inputs are."""
+
+    @_guarded
+    def process(self, _: Any) -> Iterator[str]:
+        """Yields paths relative to the output."""
+        yield from seen.sidecars(self._job.output, self._job.base)
+
+
+class Seen(_DoFn):
+    """Sidecar → (key range, slice) of the documents that are there already."""
+
+    @_guarded
+    def process(self, path: str) -> Iterator[tuple[int, dedup.RunSlice]]:
+        """Yields a slice for every range."""
+        job = self._job
+        yield from seen.slice_sidecar(job.output, path, job.config.seed, job.carrier, job.key_ranges)
 
 
 class Deduplicate(_DoFn):
@@ -305,7 +327,9 @@ class Balance(_DoFn):
             by_source[source].add(ledger.Tally.from_dict(tally))
         list(rejected_files)
         limits = [source.max_rejects for source in job.sources]
-        plan = balance.balance(job.outputs, job.names, limits, dedup.Counts(*counts), by_source)
+        plan = balance.balance(
+            job.outputs, job.names, limits, dedup.Counts(*counts), by_source, may_be_empty=job.base is not None
+        )
         self._progress.plan(sum(o.tokens for o in plan.outputs))
         resume.settle(job.carrier)
         from beam_prep.report import load_ahead  # not before the work: it imports half a second's worth
@@ -413,7 +437,7 @@ class Write(_DoFn):
         if record is None:
             length, eod = planned.output.context_length, job.tokenizer.eod_token_id
             with self._progress.busy("write"):
-                record = write_shard(folder, shard, planned.buckets, length, eod, job.names)
+                record = write_shard(folder, shard, planned.buckets, length, eod, job.names, job.label)
             resume.keep_shard(job.carrier, record, folder)
         if job.carrier.is_files:
             give_back(shard)

@@ -17,12 +17,14 @@ import orjson
 from beam_prep import storage
 from beam_prep.config import Config
 from beam_prep.errors import BeamPrepError, ConfigError
-from beam_prep.finalize import success_mark
 from beam_prep.findings import Figures, Finding, Progress, read_if_there, shown
+from beam_prep.generation_checks import check_generations, check_inputs, check_publication, is_unfinished
+from beam_prep.generations import split
 from beam_prep.index import ENTRY_BYTES, FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, difference, index_files
-from beam_prep.layout import MANIFEST, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS
+from beam_prep.layout import INPUTS_FOLDER, MANIFEST, NEXT, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS
 from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, SourceEntry, parse_manifest
-from beam_prep.split_checks import check_leaks
+from beam_prep.split_checks import check_leaks, check_repeats
+from beam_prep.success import answers_for, success_mark
 from beam_prep.token_checks import check_tokens
 from beam_prep.tokenizer import BUNDLED, resolve
 from beam_prep.trainer_views import check_trainer_views, trainer_files
@@ -73,19 +75,30 @@ def _checks(
 ) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
     """(place, check) of all checks, in the order in which they are made."""
     entries = manifest.outputs.items()
+    yield NEXT, partial(check_publication, output, paths)
     for name, entry in entries:
         yield name, partial(check_files, output, name, entry)
     yield MANIFEST, partial(check_settings, manifest)
+    in_parts = check_generations(manifest)
+    yield MANIFEST, lambda: in_parts
+    generations = [(f"generations.{n}." * (n > 0), part) for n, part in enumerate([] if in_parts else split(manifest))]
+    for place, part in generations:
+        for name, entry in part.outputs.items():
+            yield MANIFEST, partial(check_figures, part, name, entry, place)
     for name, entry in entries:
-        yield MANIFEST, partial(check_figures, manifest, name, entry)
         yield f"{name}/{INDEX_FOLDER}", partial(check_index, output, name, entry)
         yield name, partial(check_views, output, name, entry, asked_views(manifest.configuration), paths)
-    yield MANIFEST, partial(check_ledger, manifest)
-    yield REJECTED_FOLDER, partial(check_rejected, output, manifest, quick)
+    for place, part in generations:
+        yield MANIFEST, partial(check_ledger, part, place)
+        yield REJECTED_FOLDER, partial(check_rejected, output, part, quick)
+    yield INPUTS_FOLDER, partial(check_inputs, output, manifest)
     if not quick:
-        for name, entry in entries:
-            yield name, partial(check_tokens, output, name, entry, manifest, progress)
+        for _, part in generations:
+            for name, entry in part.outputs.items():
+                yield name, partial(check_tokens, output, name, entry, part, progress)
         yield MANIFEST, partial(check_leaks, output, manifest)
+        if len(generations) > 1:
+            yield MANIFEST, partial(check_repeats, output, manifest)
     for name, entry in entries:  # after the sidecars, from which those files follow
         yield name, partial(check_trainer_views, output, name, entry, paths, quick)
     yield MANIFEST, partial(check_orphans, output, manifest, paths)
@@ -104,12 +117,14 @@ def _read_manifest(output: str) -> tuple[Manifest | None, list[Finding]]:
         manifest = parse_manifest(data)
     except ValueError as error:
         return None, [Finding(MANIFEST, f"is damaged: {error}")]
-    if success != manifest.fingerprint:
+    if not answers_for(mark, manifest.fingerprint):
         return manifest, [
             Finding(SUCCESS, f"is of run {success[:12]!r}, but {MANIFEST} is of run {manifest.fingerprint[:12]!r}")
         ]
     if mark == success_mark(manifest.fingerprint, data):
         return manifest, []
+    if storage.exists(storage.join(output, NEXT)) and success_mark(manifest.fingerprint, data) in mark:
+        return manifest, []  # for two manifests; `check_publication` says so
     if re.fullmatch("[0-9a-f]{64}\n", rest):
         problem = f"has changed since it was written: its sha256 is not the one that {SUCCESS} holds"
         return manifest, [Finding(MANIFEST, problem)]
@@ -166,9 +181,9 @@ def check_settings(manifest: Manifest) -> list[Finding]:
     return check.findings
 
 
-def check_figures(manifest: Manifest, name: str, entry: OutputEntry) -> list[Finding]:
-    """The figures of one output add up."""
-    check = Figures(f"{MANIFEST}: outputs.{name}")
+def check_figures(manifest: Manifest, name: str, entry: OutputEntry, within: str = "") -> list[Finding]:
+    """The figures of one output add up. `within`: where in the manifest they stand."""
+    check = Figures(f"{MANIFEST}: {within}outputs.{name}")
     length = entry.context_length
     check.equal("sequences", entry.sequences, sum(s.sequences for s in entry.shards), "in its shards")
     check.equal("tokens", entry.tokens, sum(s.tokens for s in entry.sources.values()), "from its sources")
@@ -209,6 +224,10 @@ def _check_epochs(check: Figures, source: str, part: SourceEntry, drops: bool) -
     """At rate r each document is there floor(r) or ceil(r) times, and so the realised epochs lie between."""
     if (rate := part.asked_epochs) is None:
         return
+    if part.available is not None:
+        epochs = part.copies / part.available if part.available else 0.0
+        if not math.isclose(part.epochs, epochs, rel_tol=1e-9):
+            check.add(f"sources.{source}.epochs is {part.epochs:g}, but its copies are {epochs:g} of those available")
     low, high = (0 if drops else math.floor(rate)), math.ceil(rate)
     if not low - 1e-9 <= part.epochs <= high + 1e-9:
         check.add(f"sources.{source}.epochs is {part.epochs:g}, but {rate:g} were asked for")
@@ -229,11 +248,11 @@ def check_index(output: str, name: str, entry: OutputEntry) -> list[Finding]:
     return findings
 
 
-def check_ledger(manifest: Manifest) -> list[Finding]:
-    """Every record of a source went somewhere, and its tokens are in the outputs."""
+def check_ledger(manifest: Manifest, within: str = "") -> list[Finding]:
+    """Every record of a source went somewhere, and its tokens are in the outputs. `within`: as in `check_figures`."""
     findings: list[Finding] = []
     for source, entry in manifest.ledger.items():
-        check = Figures(f"{MANIFEST}: ledger.{source}")
+        check = Figures(f"{MANIFEST}: {within}ledger.{source}")
         check.equal(
             "records", entry.records, _ends(entry), "as rejected + filtered + duplicates + sampled_out + documents"
         )
@@ -314,7 +333,8 @@ def check_orphans(output: str, manifest: Manifest, paths: Sequence[str]) -> list
     Args:
       paths: of all its files, relative to it.
     """
-    known = {*_OTHER_FILES, *manifest.rejected_files}
+    known = {*_OTHER_FILES, *manifest.rejected_files, *is_unfinished(output, manifest, paths)}
+    known |= {generation.inputs.path for generation in manifest.generations}
     for name, entry in manifest.outputs.items():
         known |= {f"{name}/{INDEX_FOLDER}/{file}" for file in (FILE_LOCATION, SAMPLE_LOCATIONS)}
         known |= {f"{name}/{path}" for shard in entry.shards for path in (shard.path, shard.documents)}

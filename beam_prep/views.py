@@ -125,6 +125,13 @@ def view_lengths(name: str, paths: Iterable[str]) -> list[int]:
     return sorted({int(found[1]) for found in map(pattern.match, paths) if found})
 
 
+def present_views(folder: str) -> list[int]:
+    """The lengths of the views that an output's folder has files of."""
+    parent = f"{folder.rpartition('/')[0]}/" if "/" in folder else ""
+    found = storage.match(storage.join(folder, f"{INDEX_FOLDER}-[0-9]*", FILE_LOCATION))
+    return view_lengths(folder.removeprefix(parent), [file.path.removeprefix(parent) for file in found])
+
+
 def view_files(name: str, lengths: Iterable[int]) -> set[str]:
     """The paths of the views' files, relative to the run's folder."""
     return {f"{name}/{view_folder(n)}/{file}" for n in lengths for file in (FILE_LOCATION, SAMPLE_LOCATIONS)}

@@ -5,6 +5,8 @@
                                                              └→ Place ←────────────────┘
                                                                   └→ Pack → Write → Finalize
 
+A run that adds to an output (an increment) also reads the ids of the documents that are there, for Deduplicate.
+
 `python -m pipelines.prepare --config CONFIG [--KEY VALUE] [any Beam option]` is `beam-prep run CONFIG …`, and what
 Dataflow's launcher calls: nothing is done after the graph has been handed over.
 """
@@ -55,12 +57,20 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
         | "Collect rejected" >> beam.GroupByKey()
         | "Write rejected" >> beam.ParDo(t.WriteRejected(job))
     )
-    deduplicated = (
-        runs
-        | "By key range"
-        >> beam.FlatMap(lambda run, ranges: slice_run(t.Run(*run[1]), ranges), job.key_ranges).with_output_types(
-            KV[int, AnyType]
+    slices = runs | "By key range" >> beam.FlatMap(
+        lambda run, ranges: slice_run(t.Run(*run[1]), ranges), job.key_ranges
+    ).with_output_types(KV[int, AnyType])
+    if job.base is not None and job.config.dedup == "exact":
+        there = (
+            pipeline
+            | "Start seen" >> beam.Create([None])
+            | "Sidecars" >> beam.ParDo(t.Sidecars(job)).with_output_types(str)
+            | "Distribute sidecars" >> beam.Reshuffle()
+            | "Seen" >> beam.ParDo(t.Seen(job)).with_output_types(KV[int, AnyType])
         )
+        slices = (slices, there) | "With seen" >> beam.Flatten()
+    deduplicated = (
+        slices
         | "Collect key range" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(t.Deduplicate(job)).with_outputs(t.Deduplicate.COUNTS, main="duplicates")
     )

@@ -1,6 +1,7 @@
 """Ranges from object stores: gs:// by a stub that speaks its protocol, other schemes through Beam's file systems."""
 
 import http.server
+import json
 import os
 import pickle
 import threading
@@ -68,6 +69,23 @@ class Requests(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", content_range)
         self.end_headers()
         self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        """An upload in two parts, of its name and its bytes; 412 where it must not replace an object, and would."""
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        boundary = self.headers["Content-Type"].partition("boundary=")[2].strip('"').encode()
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        described, data = (part.partition(b"\r\n\r\n")[2][:-2] for part in body.split(b"--" + boundary)[1:3])
+        path = self.server.root / json.loads(described)["name"]
+        refused = query.get("ifGenerationMatch") == ["0"] and path.exists()
+        answer = json.dumps({"error": {"message": "there is one"}} if refused else {"name": path.name}).encode()
+        if not refused:
+            path.write_bytes(data)
+        self.send_response(412 if refused else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -142,6 +160,11 @@ class TestGoogleCloudStorage:
         monkeypatch.setattr(os, "getpid", lambda: first[0] + 1)  # as after a fork, which a server's thread forbids here
         assert np.array_equal(reader[:], fake.tokens)
         assert byte_ranges._client[0] == first[0] + 1 and byte_ranges._client[1] is not first[1]
+
+    def test_an_object_that_must_be_the_first(self, bucket: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
+        assert byte_ranges.create_object("gs://bucket/next.json", b"{}\r\n1")
+        assert not byte_ranges.create_object("gs://bucket/next.json", b"{}\r\n2")
+        assert (tmp_path / "next.json").read_bytes() == b"{}\r\n1"
 
 
 def test_other_schemes(folder: FakeOutput) -> None:

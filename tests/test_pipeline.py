@@ -408,7 +408,7 @@ class TestOutput:
 
     def test_nothing_else_is_left(self, base: Path) -> None:
         names = {path.name for path in base.iterdir()}
-        assert names == {"_SUCCESS", "manifest.json", "rejected", "report.html", "run.json", "train"}
+        assert names == {"_SUCCESS", "inputs", "manifest.json", "rejected", "report.html", "run.json", "train"}
         assert not list(base.rglob("*.tmp"))
 
 

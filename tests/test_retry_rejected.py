@@ -4,11 +4,14 @@ import gzip
 import json
 from pathlib import Path
 
+import orjson
 import pytest
 from click.testing import CliRunner
 
+from beam_prep import storage
 from beam_prep.cli import cli
 from beam_prep.errors import ConfigError
+from beam_prep.retry_rejected import read_dead_letters
 from beam_prep.run_file import remembered_call
 
 ROWS = [b'{"text": "good"}', b'{"texte": "misnamed"}', b"not json", b"\xff\xfe", b'{"texte": "short"}']
@@ -76,3 +79,13 @@ def test_damaged_dead_letters_are_named(failed):
     path.write_bytes(path.read_bytes()[:-9])
     result = CliRunner().invoke(cli, ["run", str(config), "--only-rejected", str(out)])
     assert result.exit_code == 1 and "rows-00000.jsonl.gz" in result.output
+
+
+def test_letters_of_a_dataset_whose_name_begins_alike(tmp_path: Path) -> None:
+    for name in ("wiki-00000", "wiki-00001-0123abcd", "wiki-2-00000", "wiki-2-00001-0123abcd"):
+        storage.write_bytes(
+            str(tmp_path / "rejected" / f"{name}.jsonl.gz"), [gzip.compress(orjson.dumps({"raw": name}) + b"\n")]
+        )
+    for dataset in ("wiki", "wiki-2"):
+        raw = [letter["raw"] for letter in read_dead_letters(str(tmp_path), dataset)]
+        assert raw == [f"{dataset}-00000", f"{dataset}-00001-0123abcd"]

@@ -329,9 +329,11 @@ def test_lost_rest_of_a_document(damaged):
     assert any("without its separator" in p or "begins in no shard" in p for p in problems)
 
 
-def mend_cut_share(out):
+def mend_shares(out):
     manifest = read(out)
     train = manifest["outputs"]["train"]
+    for part in train["sources"].values():
+        part["epochs"] = part["copies"] / part["available"]
     train["cut_share"] = train["cut_documents"] / sum(part["copies"] for part in train["sources"].values())
     write(out, manifest)
 
@@ -340,7 +342,7 @@ def mend_cut_share(out):
 def test_edited_counts_of_a_source(damaged, key):
     """Figures that only the sidecars can contradict."""
     edit(damaged, "outputs", "train", "sources", "talks", key, to=lambda n: n + (1 if key == "copies" else -1))
-    mend_cut_share(damaged)
+    mend_shares(damaged)
     assert verify(str(damaged), quick=True) == [] or key == "documents"
     assert f"sources.talks.{key} is" in first(damaged) or "ledger.talks: documents" in first(damaged)
 
@@ -348,7 +350,7 @@ def test_edited_counts_of_a_source(damaged, key):
 def test_edited_cut_documents(damaged):
     edit(damaged, "outputs", "train", "cut_documents", to=lambda n: n - 1)
     assert "cut_share is" in first(damaged, quick=True)
-    mend_cut_share(damaged)
+    mend_shares(damaged)
     assert verify(str(damaged), quick=True) == []
     assert "cut_documents is" in first(damaged)
 
