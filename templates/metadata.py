@@ -32,6 +32,8 @@ _LABELS = {
     "dedup": "Duplicates",
     "overwrite": "Overwrite",
     "fresh": "Start over",
+    "increment": "Increment",
+    "accept_changed_inputs": "Accept changed inputs",
 }
 """Where the name itself, its underscores as spaces, would not do."""
 _GROUPS = {

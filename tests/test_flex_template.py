@@ -159,6 +159,8 @@ BAD = {
     "max_epochs": ["", "4x", "four"],
     "overwrite": ["", "True ", "yes", "1"],
     "fresh": ["", "TRUE!", "0"],
+    "increment": ["", "nightly"],
+    "accept_changed_inputs": ["", "all"],
 }  # fmt: skip
 
 
