@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m pipelines.prepare`: the job with argparse names, for launchers that know no console script."""
     known, beam_options = arguments.parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    from beam_prep.beam_options import check_beam_options, check_runner, cloud_options
+    from beam_prep.beam_options import check_beam_options, check_engine, check_runner, cloud_options
     from beam_prep.sizes import parse_size
 
     try:
@@ -243,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cloud = cloud_options(options.beam)
         if options.beam and not cloud.template_location:  # there, Dataflow has chosen them
             check_beam_options(options.beam, options.runner)
+        check_engine(options.beam, options.runner)
         config = placeholders.fill(load_config(known.config, arguments.overrides(vars(known))), cloud.job_name)
         base = Path(known.config).parent if storage.is_local(known.config) else None
         begin = time.monotonic()

@@ -295,6 +295,8 @@ def test_mistakes_in_beams_options_are_found_unless_a_launcher_made_them(tmp_pat
     assert launch.main(["--config", str(config), "--zzz=1"]) == 2
     assert launch.main(["--config", str(config), "--runner", "DataflowRunner", "--projct=p"]) == 2
     assert launch.main(["--config", str(config), "--runner", "NoRunner"]) == 2
+    assert launch.main(["--config", str(config), "--runner", "PrismRunner", "--prism_location=none"]) == 2
+    assert launch.main(["--config", str(config), "--memory", "a lot"]) == 2
     result = CliRunner().invoke(cli, ["run", str(config), "--template_location=gs://b/t"])
     assert result.exit_code == 2 and "pipelines.prepare" in result.stderr
     assert not (tmp_path / "out").exists()
