@@ -22,6 +22,7 @@ from beam_prep.layout import WORK_FOLDER
 from beam_prep.machine import Allotment, allot
 from beam_prep.output_folder import AlreadyDone, Claim, claim, release
 from beam_prep.parquet import is_parquet
+from beam_prep.remote_files import use_options
 from beam_prep.run_file import remember_call
 from beam_prep.sources import is_compressed, match_source, signature
 from beam_prep.tokenizer import load_ahead
@@ -189,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beam_prep.beam_options import check_beam_options, check_runner, cloud_options
     from beam_prep.sizes import parse_size
 
+    use_options(beam_options)
     try:
         options = RunOptions(
             known.runner,
