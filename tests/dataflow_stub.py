@@ -10,18 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _JOBS = re.compile(r"/v1b3/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/jobs(?:/(?P<job>[^/?]+))?")
+_ID = "rehearsed-"
+
+
+class Job(NamedTuple):
+    """A job as it was asked for."""
+
+    name: str
+    body: dict[str, Any]
+    bytes: int
+    """Of the body, as it was sent."""
 
 
 class DataflowStub:
-    """A server of jobs. `jobs` holds the bodies of those that were created, in order."""
+    """A server of jobs. `jobs` holds those that were created, in order."""
 
     def __init__(self) -> None:
-        self.jobs: list[dict[str, Any]] = []
-        self.bytes: list[int] = []
-        """Of each body, as it was sent."""
+        self.jobs: list[Job] = []
         stub = self
 
         class Handler(_Handler):
@@ -50,9 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/token":
             self._answer({"access_token": "none", "expires_in": 3600, "token_type": "Bearer"})
         elif (found := _JOBS.match(self.path)) and not found["job"]:
-            self.stub.jobs.append(json.loads(body))
-            self.stub.bytes.append(len(body))
-            self._answer(self._job(found, len(self.stub.jobs) - 1))
+            content = json.loads(body)
+            self.stub.jobs.append(Job(content["name"], content, len(body)))
+            self._answer(self._job(found, content["name"]))
         else:
             self.send_error(404)
 
@@ -61,15 +69,14 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or not found["job"]:
             self.send_error(404)
         elif found.end() == len(self.path.partition("?")[0]):
-            self._answer(self._job(found, int(found["job"].rpartition("-")[2])))
+            self._answer(self._job(found, found["job"].removeprefix(_ID)))
         else:  # messages, metrics
             self._answer({})
 
-    def _job(self, found: re.Match[str], number: int) -> dict[str, Any]:
-        job = self.stub.jobs[number]
+    def _job(self, found: re.Match[str], name: str) -> dict[str, Any]:
         return {
-            "id": f"rehearsed-{number}",
-            "name": job.get("name"),
+            "id": f"{_ID}{name}",
+            "name": name,
             "projectId": found["project"],
             "location": found["region"],
             "type": "JOB_TYPE_BATCH",

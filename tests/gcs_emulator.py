@@ -5,6 +5,7 @@ lacks is noted in `docs/operations.md`; nothing here leaves the machine.
 """
 
 import itertools
+import logging
 import os
 import socket
 import struct
@@ -20,6 +21,8 @@ from http.server import ThreadingHTTPServer
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler, Router
 from gcp_storage_emulator.storage import Storage
+
+logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # it takes every missing file for an error
 
 HOST_VARIABLE = "STORAGE_EMULATOR_HOST"
 TOO_MANY, UNAVAILABLE, REFUSED, FORGOTTEN, CUT, SLOW = "429", "503", "reset", "answer lost", "cut short", "slow"
@@ -51,12 +54,19 @@ class EveryNth:
         return kind
 
 
+class _Storage(Storage):
+    """The emulator's, in memory."""
+
+    def _write_config_to_file(self) -> None:
+        """Nothing: it would write the list of all objects again with every one of them."""
+
+
 class Emulator:
     """A server of gs:// in this process. `storage` is the emulator's own; `requests` are (method, path) in order."""
 
     def __init__(self, faults: Faults = no_faults):
         self.faults = faults
-        self.storage = Storage(use_memory_fs=True)
+        self.storage = _Storage(use_memory_fs=True)
         self.requests: list[tuple[str, str]] = []
         self.parts: dict[tuple[str, str | None], bytes] = {}
         """Answers to the parts of uploads."""
