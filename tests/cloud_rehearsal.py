@@ -219,9 +219,8 @@ def compare(output: str, local: Path) -> int:
         for index in {0, len(beside) // 2, len(beside) - 1}:
             for key, array in beside[index].items():
                 assert (there[index][key] == array).all(), (name, index, key)
-        flags = ["--output", name]
-        for words in (["inspect", output, "--sequence", "0"], ["trace", output, "0"]):
-            assert command(*words, *(flags if len(here["outputs"]) > 1 else []))
+    for words in (["inspect", output, "--sequence", "0"], ["trace", output, "0"]):
+        assert command(*words, *(["--output", name] if len(here["outputs"]) > 1 else []))
     assert list(remote["outputs"]) == list(here["outputs"])
     assert remote["ledger"] == here["ledger"]
     command("view", output, "--context-length", "512")
