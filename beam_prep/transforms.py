@@ -52,11 +52,11 @@ class _Counting(beam.DoFn):
 
 
 class _DoFn(_Counting):
-    """A DoFn that needs the whole job."""
+    """A DoFn that needs the job, though not its templates."""
 
     def __init__(self, job: Job):
         super().__init__(job.carrier)
-        self._job = job
+        self._job = job.core()
 
 
 def _guarded(method):
@@ -72,14 +72,17 @@ def _guarded(method):
     return generator
 
 
-class Match(_DoFn):
+class Match(_Counting):
     """Source number → its files, found in the graph so that no list of files is ever part of it."""
+
+    def __init__(self, job: Job):
+        super().__init__(job.carrier)
+        self._patterns = [(source.name, source.patterns) for source in job.sources]
 
     @_guarded
     def process(self, source: int) -> Iterator[tuple[int, list[sources.InputFile]]]:
         """Yields (source, files)."""
-        spec = self._job.sources[source]
-        yield source, sources.match_source(spec.name, spec.patterns)
+        yield source, sources.match_source(*self._patterns[source])
 
 
 class Split(_DoFn):
@@ -426,6 +429,10 @@ class Write(_DoFn):
 
 class Finalize(_DoFn):
     """Everything that was written → index, manifest, `_SUCCESS`. Runs on an empty output too, to refuse it."""
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._job = job  # the manifest says all of it
 
     @_guarded
     def process(
