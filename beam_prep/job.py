@@ -60,7 +60,6 @@ class Job(NamedTuple):
             TokenLimits(f.min_tokens or 0, f.max_tokens if f.max_tokens is not None else 2**31) for f in filters
         )
 
-
     def core(self) -> Job:
         """The job without what is most of it and few steps need: templates (not their filters), patterns, datasets.
 

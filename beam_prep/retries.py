@@ -49,7 +49,7 @@ def _is_passing_detail(detail: object) -> bool:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether it is one of the HTTP library's own kinds, which are not the system's. If not imported, it raised none."""
+    """Whether it is of the HTTP library's own kinds, which are not the system's. Not imported, it has raised none."""
     library = sys.modules.get("requests.exceptions")
     kinds = ("ConnectionError", "Timeout", "ChunkedEncodingError", "ContentDecodingError")
     return library is not None and isinstance(error, tuple(getattr(library, kind) for kind in kinds))

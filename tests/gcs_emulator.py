@@ -26,8 +26,10 @@ logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # it takes
 
 HOST_VARIABLE = "STORAGE_EMULATOR_HOST"
 TOO_MANY, UNAVAILABLE, REFUSED, FORGOTTEN, CUT, SLOW = "429", "503", "reset", "answer lost", "cut short", "slow"
+FORBIDDEN = "403"
+"""Will not pass, and so is none of the others."""
 ALL_FAULTS = (TOO_MANY, UNAVAILABLE, REFUSED, FORGOTTEN, CUT, SLOW)
-_SLOW_SECONDS = 0.3
+_SLOW_SECONDS = 0.1
 
 Faults = Callable[[str, str], str | None]
 """(method, path with query) → the fault of this request, or None."""
@@ -126,7 +128,7 @@ class _Handler(RequestHandler):
         with emulator.lock:
             emulator.requests.append((self.command, self.path))
             fault = emulator.faults(self.command, self.path)
-        if fault in (TOO_MANY, UNAVAILABLE):
+        if fault in (TOO_MANY, UNAVAILABLE, FORBIDDEN):
             self._read_body()
             self._refuse(HTTPStatus(int(fault)))
             return
