@@ -14,14 +14,18 @@ from small_job import CONFIG, contents, make_small, start, write_inputs
 
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of gs:// is not installed: pip install '.[test]'")
 
+from apache_beam.internal import pickler  # noqa: E402
 from apache_beam.internal.gcp import auth  # noqa: E402
 from apache_beam.io.gcp import gcsio_retry  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.portability.api import beam_runner_api_pb2  # noqa: E402
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
 from dataflow_stub import dataflow_stub  # noqa: E402
 from gcs_emulator import ALL_FAULTS, FORBIDDEN, Emulator, EveryNth, Faults, emulated_gcs, no_faults  # noqa: E402
 from google.cloud.storage.retry import DEFAULT_RETRY  # noqa: E402
+from graph_replay import embed, pickled_functions  # noqa: E402
 
-from beam_prep import PackedDataset, byte_ranges, cli, launch, retries, storage  # noqa: E402
+from beam_prep import PackedDataset, balance, byte_ranges, cli, launch, retries, storage  # noqa: E402
 from beam_prep.config import load_config, parse_config  # noqa: E402
 from beam_prep.errors import BeamPrepError, ConfigError  # noqa: E402
 from beam_prep.sources import UNIT_BYTES, InputFile, split_source  # noqa: E402
@@ -135,13 +139,20 @@ def test_no_range_of_a_remote_file_is_small(sizes: list[int]) -> None:
 # --- whole jobs -----------------------------------------------------------------------------------------------------
 
 
+def make_few(patch: pytest.MonkeyPatch) -> None:
+    """Several shards, but no more: each is a dozen requests."""
+    make_small(patch)
+    for name in ("MIN_BUCKET_TOKENS", "MAX_BUCKET_TOKENS"):
+        patch.setattr(balance, name, 25_000)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gcs")
     write_inputs(folder)
     local_copy(resolve("qwen3"), folder)
     with pytest.MonkeyPatch.context() as patch:
-        make_small(patch)
+        make_few(patch)
         start(CONFIG.format(folder=folder), folder / "local")
     return folder
 
@@ -170,46 +181,27 @@ def command(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("carrier", ["files", "engine"])
-def test_a_job_from_gs_to_gs_beside_faults(
-    gcs: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch, carrier: str
-) -> None:
-    make_small(monkeypatch)
-    call = ["run", upload(gcs, folder), "--output", "gs://bucket/out", "--carrier", carrier, "--quiet"]
+def test_a_local_job_from_gs_to_gs_beside_faults(gcs: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_few(monkeypatch)
+    call = ["run", upload(gcs, folder), "--output", "gs://bucket/out", "--quiet"]
     gcs.faults = faults = EveryNth(7)
     assert command(*call)[0] == 0
     assert len(faults.made) == len(ALL_FAULTS)
     gcs.faults = no_faults
-    local, found = contents(folder / "local"), remote_contents(gcs)
-    assert shards(found) == shards(local) and len(shards(local)) > 3
-    assert set(found) == {*local, "report.html", "run.json"}, "every file is there, and none beside"
-    if carrier == "files":
-        assert command(*call)[0] == 0 and remote_contents(gcs) == found, "there is nothing to do"
-        return
-    for status, words in (
-        (0, ["inspect", "gs://bucket/out", "--output", "val", "--sequence", "0"]),
-        (0, ["trace", "gs://bucket/out", "1", "--output", "train"]),
-        (0, ["view", "gs://bucket/out", "--context-length", "32"]),
-        (0, ["verify", "gs://bucket/out"]),
-        (1, ["run", "--only-rejected", "gs://bucket/out"]),
-    ):
-        assert command(*words)[0] == status, (words, command(*words))
-    here, there = (
-        PackedDataset(f"{path}/train", extras=("document_ids",)) for path in (folder / "local", "gs://bucket/out")
-    )
-    assert len(here) == len(there)
-    for index in range(0, len(here), 17):
-        for key, array in here[index].items():
-            assert np.array_equal(there[index][key], array)
-    damaged = next(iter(shards(found)))
-    data = gcs.objects("bucket", f"out/{damaged}")[f"out/{damaged}"]
-    storage.write_bytes(f"gs://bucket/out/{damaged}", [bytes([data[0] ^ 1]), data[1:]])
-    status, text = command("verify", "gs://bucket/out")
-    assert status == 1 and damaged in text
+    found = remote_contents(gcs)
+    check_against_local(found, folder)
+    assert command(*call)[0] == 0 and remote_contents(gcs) == found, "there is nothing to do"
+
+
+def check_against_local(found: dict[str, str], folder: Path) -> None:
+    """The same shards as those of a local run; every file is there, and none beside."""
+    local = contents(folder / "local")
+    assert shards(found) == shards(local) and len(shards(local)) > 2
+    assert set(found) == {*local, "report.html", "run.json"}
 
 
 def test_a_run_that_was_refused_goes_on(gcs: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small(monkeypatch)
+    make_few(monkeypatch)
     config = CONFIG.format(folder=folder)
     gcs.faults = only(lambda method, path: method != "GET" and "val%2Fdocuments" in path, FORBIDDEN)
     with pytest.raises(BeamPrepError, match="gs://bucket/out/val/documents/part-"):
@@ -225,14 +217,11 @@ def test_a_run_that_was_refused_goes_on(gcs: Emulator, folder: Path, monkeypatch
 
 
 def test_the_graph_that_dataflow_gets(gcs: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process; `make cloud-rehearsal` does it as it is, from a wheel, in fresh ones."""
-    from apache_beam.internal import pickler
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from graph_replay import embed, pickled_functions
-
-    make_small(monkeypatch)
+    """In this process, beside faults; `make cloud-rehearsal` does it as it is, from a wheel and in fresh ones."""
+    make_few(monkeypatch)
     storage.write_bytes("gs://bucket/in/tokenizer/tokenizer.json", [(folder / "tokenizer.json").read_bytes()])
     config = upload(gcs, folder, "tokenizer: gs://bucket/in/tokenizer\n")
+    gcs.faults = faults = EveryNth(7)
     with dataflow_stub() as dataflow:
         arguments = [
             *("--runner=DataflowRunner", f"--config={config}", "--output=gs://bucket/out", "--job_name=small"),
@@ -242,13 +231,43 @@ def test_the_graph_that_dataflow_gets(gcs: Emulator, folder: Path, monkeypatch: 
         assert launch.main(arguments) == 0
         (job,) = dataflow.jobs
     (data,) = gcs.objects("bucket", "temp/").values()
-    from apache_beam.portability.api import beam_runner_api_pb2
-
     graph = beam_runner_api_pb2.Pipeline.FromString(data)
-    assert b"columns.parquet" not in json.dumps(job.body).encode()
-    assert len(pickled_functions(graph)) > 20
-    for _, pickled in pickled_functions(graph):
+    assert b"plain.jsonl" not in json.dumps(job.body).encode()
+    functions = pickled_functions(graph)
+    assert len(functions) > 20
+    for _, pickled in functions:
         pickler.loads(pickled)
     embed(graph)
     assert FnApiRunner().run_via_runner_api(graph, PipelineOptions([])).wait_until_finish() == "DONE"
-    assert shards(remote_contents(gcs)) == shards(contents(folder / "local"))
+    assert len(faults.made) == len(ALL_FAULTS)
+    gcs.faults = no_faults
+    check_against_local(remote_contents(gcs), folder)
+    check_commands(gcs)
+    check_dataset(folder / "local")
+
+
+def check_commands(gcs: Emulator) -> None:
+    """What reads an output does so from gs://, and finds a damage there."""
+    for status, words in (
+        (0, ["inspect", "gs://bucket/out", "--output", "val", "--sequence", "0"]),
+        (0, ["trace", "gs://bucket/out", "1", "--output", "train"]),
+        (0, ["view", "gs://bucket/out", "--context-length", "32"]),
+        (0, ["verify", "gs://bucket/out"]),
+        (1, ["run", "--only-rejected", "gs://bucket/out"]),
+    ):
+        assert command(*words)[0] == status, (words, command(*words))
+    damaged = "train/tokenized-samples/part-00000-of-"
+    ((path, data),) = gcs.objects("bucket", f"out/{damaged}").items()
+    storage.write_bytes(f"gs://bucket/{path}", [bytes([data[0] ^ 1]), data[1:]])
+    status, text = command("verify", "gs://bucket/out")
+    assert status == 1 and damaged in text
+    storage.write_bytes(f"gs://bucket/{path}", [data])
+
+
+def check_dataset(local: Path) -> None:
+    """The reader gives the same rows from both places."""
+    here, there = (PackedDataset(f"{path}/train", extras=("document_ids",)) for path in (local, "gs://bucket/out"))
+    assert len(here) == len(there)
+    for index in range(0, len(here), 17):
+        for key, array in here[index].items():
+            assert np.array_equal(there[index][key], array)
