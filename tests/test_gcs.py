@@ -25,11 +25,12 @@ from gcs_emulator import ALL_FAULTS, FORBIDDEN, Emulator, EveryNth, Faults, emul
 from google.cloud.storage.retry import DEFAULT_RETRY  # noqa: E402
 from graph_replay import embed, pickled_functions  # noqa: E402
 
-from beam_prep import PackedDataset, balance, byte_ranges, cli, launch, retries, storage  # noqa: E402
+from beam_prep import PackedDataset, balance, byte_ranges, cli, launch, retries, storage, tokenizer  # noqa: E402
 from beam_prep.config import load_config, parse_config  # noqa: E402
 from beam_prep.errors import BeamPrepError, ConfigError  # noqa: E402
 from beam_prep.sources import UNIT_BYTES, InputFile, split_source  # noqa: E402
 from beam_prep.tokenizer import local_copy, resolve  # noqa: E402
+from beam_prep.verification import verify  # noqa: E402
 
 BIG = b"".join(bytes([n]) * (1 << 20) for n in range(18))
 """More than one part of an upload, and more than one read."""
@@ -201,8 +202,10 @@ def check_against_local(found: dict[str, str], folder: Path) -> None:
 
 
 def test_a_run_that_was_refused_goes_on(gcs: Emulator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tokenizer of the Hub, which is kept beside the output, as workers may be anywhere."""
     make_few(monkeypatch)
-    config = CONFIG.format(folder=folder)
+    monkeypatch.setattr(tokenizer, "_from_hub", lambda name: (folder / "tokenizer.json").read_bytes())
+    config = CONFIG.format(folder=folder) + "tokenizer: somebody/qwen3\n"
     gcs.faults = only(lambda method, path: method != "GET" and "val%2Fdocuments" in path, FORBIDDEN)
     with pytest.raises(BeamPrepError, match="gs://bucket/out/val/documents/part-"):
         start(config, "gs://bucket/out")
@@ -210,7 +213,9 @@ def test_a_run_that_was_refused_goes_on(gcs: Emulator, folder: Path, monkeypatch
     gcs.faults = no_faults
     start(config, "gs://bucket/out")
     local = contents(folder / "local")
-    assert {path: remote_contents(gcs)[path] for path in local} == local
+    found = remote_contents(gcs)
+    assert {path: found[path] for path in shards(local)} == shards(local)
+    assert verify("gs://bucket/out") == []
 
 
 # --- Dataflow -------------------------------------------------------------------------------------------------------
