@@ -265,7 +265,7 @@ def sizes(folder: str, paths: Iterable[str]) -> dict[str, int | None]:
 def list_files(folder: str) -> list[Found]:
     """Every file below a folder, sorted by path; paths begin with `folder`."""
     if not is_local(folder):
-        return match(join(folder, "**"))
+        return sorted(Found(*found) for found in remote_files.match(join(folder, "**")))
     return attempt("list", folder, lambda: sorted(_walk(folder)))
 
 
