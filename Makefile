@@ -2,6 +2,7 @@
 #   make demo    set up and run the main job on text that Python itself carries
 #   make test    set up and run the tests
 #   make engines fetch other Beam engines (Go, Java) and run the same jobs on them
+#   make cloud-rehearsal    run the Dataflow job as it would be submitted, without a cloud
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test engines lint format templates image-check bench clean
+.PHONY: help setup demo test engines lint format templates image-check bench cloud-rehearsal clean
 
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ templates: $(STAMP)
 image-check: $(STAMP)
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m templates.check_image
+
+cloud-rehearsal: $(STAMP)
+	$(BIN)/python tests/cloud_rehearsal.py
 
 $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

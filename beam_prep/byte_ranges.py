@@ -159,7 +159,7 @@ def _read_gcs(path: str, offset: int, count: int | None) -> bytes | None:
 
     Not through Beam, whose reader fetches 16 MiB for any range, and whose import costs every worker seconds.
     """
-    from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
+    from google.api_core.exceptions import Forbidden, NotFound, RequestRangeNotSatisfiable, Unauthorized
 
     end = None if count is None else offset + count - 1
     try:
@@ -167,6 +167,8 @@ def _read_gcs(path: str, offset: int, count: int | None) -> bytes | None:
         return blob.download_as_bytes(start=offset or None, end=end, raw_download=True, checksum=None)
     except NotFound:
         return None
+    except (Forbidden, Unauthorized) as error:
+        raise BeamPrepError(f"{path}: this account may not read it ({error.code}); give it the right to") from error
     except RequestRangeNotSatisfiable:
         return b""
 

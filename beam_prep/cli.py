@@ -92,9 +92,11 @@ def run(
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
     from beam_prep.launch import LOCAL_RUNNERS, RunOptions
+    from beam_prep.remote_files import use_options
     from beam_prep.sizes import parse_size
 
     path, beam = split_arguments(arguments)
+    use_options(beam)
     config = load_config(path, overrides(keys))
     if runner not in LOCAL_RUNNERS and (workers is not None or memory is not None):
         raise ConfigError(

@@ -151,7 +151,7 @@ def _encoded(source: Source, number: int, sampled: SampledSource, outputs: Seque
         wanted[:] = False
         ids = entry_ids(entries)
         for output, rate in chosen.parts:
-            wanted |= member(output, number, entries, ids) & (copies(ids, config.seed, rate) > 0)
+            wanted |= member(output, 0, entries, ids) & (copies(ids, config.seed, rate) > 0)
     return round(int(entries["tokens"][wanted].sum(dtype=np.int64)) * sampled.factor)
 
 

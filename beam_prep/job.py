@@ -78,6 +78,17 @@ class Job(NamedTuple):
             TokenLimits(f.min_tokens or 0, f.max_tokens if f.max_tokens is not None else 2**31) for f in filters
         )
 
+    def core(self) -> Job:
+        """The job without what is most of it and few steps need: templates (not their filters), patterns, datasets.
+
+        Every step of the graph holds one, and a graph must stay small, however many sources there are.
+        """
+        sources = tuple(
+            source._replace(patterns=(), template=Template.model_construct(filter=source.template.filter))
+            for source in self.sources
+        )
+        return self._replace(config=self.config.model_copy(update={"datasets": [], "stages": None}), sources=sources)
+
 
 def resolve_sources(config: Config, tokenizer: TokenizerSpec, base: Path | None) -> tuple[Source, ...]:
     """The sources of a configuration, their templates found and tried.

@@ -25,6 +25,7 @@ from beam_prep.machine import Allotment, allot
 from beam_prep.output_folder import AlreadyDone, Claim, NothingNew, claim, claim_increment, release, sweep_increments
 from beam_prep.outputs import outputs_of
 from beam_prep.parquet import is_parquet
+from beam_prep.remote_files import use_options
 from beam_prep.run_file import remember_call
 from beam_prep.sources import InputFile, is_compressed, match_source, signature
 from beam_prep.tokenizer import TokenizerSpec, load_ahead
@@ -227,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beam_prep.beam_options import check_beam_options, check_engine, check_runner, cloud_options
     from beam_prep.sizes import parse_size
 
+    use_options(beam_options)
     try:
         options = RunOptions(
             known.runner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,13 +31,28 @@ def is_passing(error: BaseException) -> bool:
     """Whether the call may succeed if it is made again."""
     details = getattr(error, "exception_details", None)  # Beam's, of a call for several files
     if isinstance(details, dict) and details:
-        return all(isinstance(e, BaseException) and is_passing(e) for e in details.values())
+        return all(_is_passing_detail(detail) for detail in details.values())
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in PASSING
-    if isinstance(error, (TimeoutError, ConnectionError)):
+    if isinstance(error, (TimeoutError, ConnectionError)) or _is_lost_connection(error):
         return True
-    status = getattr(error, "code", None)  # Google's and others' HTTP errors
-    return isinstance(status, int) and status in _PASSING_STATUS
+    cause = getattr(error, "cause", None)  # Google's, of a call that it has made again until it gave up
+    if isinstance(cause, BaseException):
+        return is_passing(cause)
+    if getattr(error, "retryable", False) is True:  # Google's, of credentials
+        return True
+    return _is_passing_detail(getattr(error, "code", None))  # Google's and others' HTTP errors
+
+
+def _is_passing_detail(detail: object) -> bool:
+    return is_passing(detail) if isinstance(detail, BaseException) else detail in _PASSING_STATUS
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether it is of the HTTP library's own kinds, which are not the system's. Not imported, it has raised none."""
+    library = sys.modules.get("requests.exceptions")
+    kinds = ("ConnectionError", "Timeout", "ChunkedEncodingError", "ContentDecodingError")
+    return library is not None and isinstance(error, tuple(getattr(library, kind) for kind in kinds))
 
 
 def attempt(call: str, path: str, function: Callable[[], T], before_next: Callable[[], None] | None = None) -> T:

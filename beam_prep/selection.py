@@ -20,8 +20,8 @@ from beam_prep.transform import DocumentBatch
 class Selection(NamedTuple):
     """Which documents of a source some output may hold."""
 
-    source: int
     parts: tuple[tuple[Output, Rate], ...]
+    """Of the outputs, what concerns this source alone: a graph of hundreds of sources holds one of these for each."""
 
 
 def selection(outputs: Sequence[Output], source: int, limits: TokenLimits) -> Selection | None:
@@ -31,11 +31,11 @@ def selection(outputs: Sequence[Output], source: int, limits: TokenLimits) -> Se
         epochs = output.epochs[source]
         if epochs is None or (epochs and output.min_tokens):
             return None
-        parts.append((output, rate_of(epochs)))
+        parts.append((output._replace(epochs=(epochs,), weights=()), rate_of(epochs)))
     if limits.low > 0 or limits.high < 2**31:
         return None  # filtered documents are counted as such, whether sampled or not
     covers_all = all(rate.whole >= 1 and not output.min_chars for output, rate in parts)
-    return None if covers_all else Selection(source, tuple(parts))
+    return None if covers_all else Selection(tuple(parts))
 
 
 def select(batch: DocumentBatch, chosen: Selection | None, seed: int) -> DocumentBatch:
@@ -46,6 +46,6 @@ def select(batch: DocumentBatch, chosen: Selection | None, seed: int) -> Documen
     rows["chars"] = batch.chars
     wanted = np.zeros(len(rows), bool)
     for output, rate in chosen.parts:
-        wanted |= member(output, chosen.source, rows, batch.ids) & (copies(batch.ids, seed, rate) > 0)
+        wanted |= member(output, 0, rows, batch.ids) & (copies(batch.ids, seed, rate) > 0)
     documents = [text if keep else "" for text, keep in zip(batch.documents, wanted.tolist(), strict=True)]
     return batch._replace(documents=documents, wanted=wanted)

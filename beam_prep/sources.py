@@ -15,6 +15,7 @@ from beam_prep.parquet import is_parquet, row_group_bytes
 UNIT_BYTES = 64 << 20
 """Stored bytes of a unit: large enough that per-unit costs vanish, small enough to spread and to do again."""
 MIN_UNIT_BYTES = 8 << 20
+"""Of local files; of remote ones, where every range costs requests, no range is smaller than `UNIT_BYTES`."""
 _CHECK = "check the path and the pattern"
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
@@ -118,10 +119,11 @@ def split_source(source: int, files: Sequence[InputFile], unit_bytes: int | None
     """Cuts a source into units: large plain files into ranges, small files joined.
 
     Args:
-      unit_bytes: stored bytes a unit; by default an eighth of a small source, so that several workers share it.
+      unit_bytes: stored bytes a unit; by default an eighth of a small local source, so that several workers share it.
     """
     total = sum(file.size for file in files)
-    target = unit_bytes or min(UNIT_BYTES, max(MIN_UNIT_BYTES, total // 8))
+    local = all(storage.is_local(file.path) for file in files)
+    target = unit_bytes or (min(UNIT_BYTES, max(MIN_UNIT_BYTES, total // 8)) if local else UNIT_BYTES)
     spans: list[Span] = []
     filled = 0
     for file in files:
@@ -130,7 +132,7 @@ def split_source(source: int, files: Sequence[InputFile], unit_bytes: int | None
         elif is_parquet(file.path):
             pieces = [(n, n + 1, size) for n, size in enumerate(row_group_bytes(file.path))]
         else:
-            count = max(1, round(file.size / target))
+            count = max(1, round(file.size / target) if local else file.size // target)
             edges = [file.size * i // count for i in range(count + 1)]
             pieces = [(a, b, b - a) for a, b in zip(edges, edges[1:], strict=False)]
         for start, end, weight in pieces:

@@ -1,4 +1,4 @@
-"""Files anywhere: local paths by the operating system, everything else through Beam's FileSystems.
+"""Files anywhere: local paths by the operating system, everything else through Beam's FileSystems (`remote_files`).
 
 Calls that fail for a passing reason are tried again (`retries`); what is left is a clear error that names the path. A
 file that is missing, or may not be read, is the caller's to explain: that stays an `OSError`.
@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from stat import S_ISREG
 from typing import Any, BinaryIO, NamedTuple
 
+from beam_prep import remote_files
 from beam_prep.errors import BeamPrepError
 from beam_prep.local_match import local_match, why_no_file
 from beam_prep.retries import attempt, attempt_change
@@ -45,18 +46,6 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/") or "/", *parts])
 
 
-def _file_systems():
-    from apache_beam.io.filesystems import FileSystems  # costs seconds to import
-
-    return FileSystems
-
-
-def _uncompressed() -> dict[str, Any]:
-    from apache_beam.io.filesystem import CompressionTypes
-
-    return {"compression_type": CompressionTypes.UNCOMPRESSED}
-
-
 def match(pattern: str) -> list[Found]:
     """The files that match a glob pattern, sorted by path; an empty list if there are none.
 
@@ -68,9 +57,8 @@ def match(pattern: str) -> list[Found]:
         if itself is not None:  # a name that holds glob characters is itself first
             return [itself]
         return [_regular(path) for path in attempt("list", pattern, lambda: local_match(pattern))]
-    (result,) = attempt("list", pattern, lambda: _file_systems().match([pattern]))
-    found = [Found(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0) for m in result.metadata_list]
-    return sorted(found)
+    itself = remote_files.find(pattern) if any(character in pattern for character in "*?[") else None
+    return sorted(Found(*found) for found in ([itself] if itself else remote_files.match(pattern)))
 
 
 def _regular(path: str) -> Found:
@@ -86,14 +74,13 @@ def find(path: str) -> Found | None:
     if is_local(path):
         stat = _stat(path)
         return None if stat is None or not S_ISREG(stat.st_mode) else Found(path, stat.st_size, stat.st_mtime)
-    if not exists(path):
-        return None
-    return next((found for found in match(path) if found.path == path), None)
+    found = remote_files.find(path)
+    return None if found is None else Found(*found)
 
 
 def open_read(path: str) -> BinaryIO:
     """The bytes of a file as they are stored (never decompressed). A read that fails goes on where it was."""
-    return _LocalReader(path) if is_local(path) else _RemoteReader(path)  # type: ignore[return-value]
+    return _LocalReader(path) if is_local(path) else remote_files.RemoteReader(path)  # type: ignore[return-value]
 
 
 def read_bytes(path: str) -> bytes:
@@ -126,7 +113,7 @@ def exists(path: str) -> bool:
     """Whether there is a file (or local folder) of that name."""
     if is_local(path):
         return _stat(path) is not None
-    return attempt("look up", path, lambda: _file_systems().exists(path))
+    return remote_files.exists(path)
 
 
 def size(path: str) -> int | None:
@@ -156,7 +143,7 @@ def write_atomic(path: str, durable: bool = True) -> Iterator[BinaryIO]:
       BeamPrepError: it cannot be written; names it, and says why.
     """
     if not is_local(path):
-        with _remote_file(path) as file:
+        with remote_files.write(path) as file:
             yield file
         return
     make_folder(os.path.dirname(path) or ".")
@@ -194,21 +181,6 @@ def sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-@contextmanager
-def _remote_file(path: str) -> Iterator[BinaryIO]:
-    file = attempt_change("create", path, lambda: _file_systems().create(path, **_uncompressed()))
-    try:
-        yield _RemoteWriter(file, path)  # type: ignore[misc]
-        # What a stream has lost cannot be sent again; the step that writes it is.
-        attempt_change("write", path, file.close, again=False)
-    except BaseException:
-        with suppress(Exception):  # closing shows what is there, which is not the file
-            file.close()
-        with suppress(Exception):
-            _file_systems().delete([path])
-        raise
-
-
 class _LocalReader(io.FileIO):
     """A file that is opened again where it was, if a read fails."""
 
@@ -243,80 +215,6 @@ class _LocalWriter(io.FileIO):
 
     def write(self, data: Any) -> int:
         return attempt_change("write", self._path, lambda: io.FileIO.write(self, data))
-
-
-class _RemoteReader(io.RawIOBase):
-    """A remote file that is opened again where it was, if a read fails."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self._file: Any = attempt("open", path, self._open)
-
-    def _open(self) -> Any:
-        return _file_systems().open(self._path, **_uncompressed())
-
-    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
-        """Up to `size` bytes."""
-        position = self._file.tell()
-        return attempt(
-            "read",
-            self._path,
-            lambda: self._file.read(-1 if size is None else size),
-            before_next=lambda: self._reopen(position),
-        )
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills a buffer from the beginning; returns how many bytes."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _reopen(self, position: int) -> None:
-        with suppress(Exception):  # then the next read fails again
-            self._file.close()
-        with suppress(Exception):
-            self._file = self._open()
-            self._file.seek(position)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As everywhere."""
-        self._file.seek(offset, whence)
-        return self._file.tell()
-
-    def tell(self) -> int:
-        """As everywhere."""
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """As the file system says."""
-        return self._file.seekable()
-
-    def close(self) -> None:
-        """Closes the remote file too."""
-        if not self.closed:
-            with suppress(Exception):  # nothing was written
-                self._file.close()
-        super().close()
-
-
-class _RemoteWriter(io.RawIOBase):
-    """A remote file whose errors name it."""
-
-    def __init__(self, file: Any, path: str):
-        self._file, self._path = file, path
-
-    def writable(self) -> bool:
-        """Yes."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Writes all of `data`."""
-        attempt_change("write", self._path, lambda: self._file.write(data), again=False)
-        return len(data)
 
 
 _WINDOW_BYTES = 16 << 20
@@ -382,7 +280,7 @@ def sizes(folder: str, paths: Iterable[str]) -> dict[str, int | None]:
 def list_files(folder: str) -> list[Found]:
     """Every file below a folder, sorted by path; paths begin with `folder`."""
     if not is_local(folder):
-        return match(join(folder, "**"))
+        return sorted(Found(*found) for found in remote_files.match(join(folder, "**")))
     return attempt("list", folder, lambda: sorted(_walk(folder)))
 
 
@@ -408,9 +306,7 @@ def delete(path: str) -> None:
     if is_local(path):
         attempt_change("delete", path, lambda: _delete_local(path))
         return
-    found = [f.path for f in list_files(path)] or ([path] if exists(path) else [])
-    if found:
-        attempt_change("delete", path, lambda: _file_systems().delete(found))
+    remote_files.delete(path)
 
 
 def _delete_local(path: str) -> None:

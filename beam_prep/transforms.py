@@ -54,11 +54,11 @@ class _Counting(beam.DoFn):
 
 
 class _DoFn(_Counting):
-    """A DoFn that needs the whole job."""
+    """A DoFn that needs the job, though not its templates."""
 
     def __init__(self, job: Job):
         super().__init__(job.carrier)
-        self._job = job
+        self._job = job.core()
 
 
 def _guarded(method):
@@ -74,14 +74,17 @@ def _guarded(method):
     return generator
 
 
-class Match(_DoFn):
+class Match(_Counting):
     """Source number → its files, as the launcher listed them; so that no list of files is ever part of the graph."""
+
+    def __init__(self, job: Job):
+        super().__init__(job.carrier)
+        self._output, self._label, self._names = job.output, job.label, job.names
 
     @_guarded
     def process(self, source: int) -> Iterator[tuple[int, list[sources.InputFile]]]:
         """Yields (source, files)."""
-        job = self._job
-        listed = inputs.read_inputs(job.output, inputs.inputs_path(job.label), only=job.names[source])
+        listed = inputs.read_inputs(self._output, inputs.inputs_path(self._label), only=self._names[source])
         yield source, [file for _, file in listed]
 
 
@@ -450,6 +453,10 @@ class Write(_DoFn):
 
 class Finalize(_DoFn):
     """Everything that was written → index, manifest, `_SUCCESS`. Runs on an empty output too, to refuse it."""
+
+    def __init__(self, job: Job):
+        super().__init__(job)
+        self._job = job  # the manifest says all of it
 
     @_guarded
     def process(

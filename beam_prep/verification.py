@@ -21,7 +21,7 @@ from beam_prep.findings import Figures, Finding, Progress, read_if_there, shown
 from beam_prep.generation_checks import check_generations, check_inputs, check_publication, is_unfinished
 from beam_prep.generations import split
 from beam_prep.index import ENTRY_BYTES, FILE_LOCATION, INDEX_FOLDER, SAMPLE_LOCATIONS, difference, index_files
-from beam_prep.layout import INPUTS_FOLDER, MANIFEST, NEXT, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS
+from beam_prep.layout import INPUTS_FOLDER, MANIFEST, NEXT, REJECTED_FOLDER, REPORT, RUN_FILE, SUCCESS, WORK_FOLDER
 from beam_prep.manifest import LedgerEntry, Manifest, OutputEntry, SourceEntry, parse_manifest
 from beam_prep.split_checks import check_leaks, check_repeats
 from beam_prep.success import answers_for, success_mark
@@ -339,6 +339,8 @@ def check_orphans(output: str, manifest: Manifest, paths: Sequence[str]) -> list
         known |= {f"{name}/{INDEX_FOLDER}/{file}" for file in (FILE_LOCATION, SAMPLE_LOCATIONS)}
         known |= {f"{name}/{path}" for shard in entry.shards for path in (shard.path, shard.documents)}
         known |= view_files(name, view_lengths(name, paths)) | trainer_files(name, entry, storage.is_local(output))
+    if not storage.is_local(output):  # a Hub tokenizer, kept for workers that may still be there
+        known.add(f"{WORK_FOLDER}/tokenizer.json")
     orphans = [path for path in paths if path not in known]
     if not orphans:
         return []
