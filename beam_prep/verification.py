@@ -52,12 +52,18 @@ def verify(output: str, quick: bool = False, progress: Progress = lambda size: N
         manifest, findings = _read_manifest(output)
     except OSError as error:
         findings = [_unreadable(MANIFEST, error)]
-    if manifest is None:
-        return findings
+    return findings if manifest is None else [*findings, *verify_against(output, manifest, quick, progress)]
+
+
+def verify_against(
+    output: str, manifest: Manifest, quick: bool = False, progress: Progress = lambda size: None
+) -> list[Finding]:
+    """Everything in which an output is not as a manifest says; `_SUCCESS` is not looked at."""
+    findings: list[Finding] = []
     try:
         paths = sorted(_relative_paths(output, list(manifest.outputs)))
     except OSError as error:
-        return [*findings, _unreadable(MANIFEST, error)]
+        return [_unreadable(MANIFEST, error)]
     for place, check in _checks(output, manifest, paths, quick, progress):
         try:
             findings += check()
