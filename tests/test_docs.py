@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from beam_prep.cli import cli
 from beam_prep.config import Config, Dataset, FieldFilter, Filter, Stage, parse_config
 from beam_prep.config_reference import reference
+from pipelines.finalize import main as finalize
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -182,6 +183,8 @@ def run_command(words: list[str]) -> None:
         script = ROOT / rest[0]  # tests/test_examples.py runs them
         assert script.name in SCRIPTS
         assert all(f'"{word}"' in script.read_text("utf-8") for word in rest if word.startswith("--"))
+    elif words[:3] == ["python", "-m", "pipelines.finalize"]:
+        assert finalize(rest[2:]) == 0
     elif program == "beam-prep":
         check_options(rest)
         done = CliRunner().invoke(cli, rest)
