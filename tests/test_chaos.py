@@ -28,9 +28,10 @@ KILLS_OF_A_JOB = 9
 
 # Every process of a run reads this when it starts: units, runs and shards so small that a little data gives many.
 SMALL = """
-from beam_prep import balance, compression, parquet, sources, tokenization
+from beam_prep import balance, blocks, compression, parquet, sources, tokenization
 
 balance.MIN_BUCKET_TOKENS = balance.MAX_BUCKET_TOKENS = 25_000
+blocks.GROUP_BYTES = 4_000
 sources.MIN_UNIT_BYTES = 200_000
 tokenization.RUN_BYTES = 40_000
 compression.CHUNK_BYTES = 30_000
@@ -150,7 +151,7 @@ MOMENTS = [
     *(Moment(3, ".work/runs/*.run", count) for count in (1, 3, 6, 10, 15, 20, 26)),
     Moment(4, "rejected/*", 1),
     Moment(5, ".work/placed/*/*", 1),
-    Moment(5, ".work/placed/*/*", 30),
+    Moment(5, ".work/placed/*/*", 12),
     *(Moment(6, ".work/packed/*/*.rows", count) for count in (1, 5)),
     Moment(7, "train/tokenized-samples/*.tmp", 1),
     Moment(8, "train/tokenized-samples/*.bin", 4),

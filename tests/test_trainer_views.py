@@ -23,7 +23,8 @@ from results import sequences_by_forager
 
 from beam_prep import balance, trainer_views
 from beam_prep.best_fit import pack_best_fit
-from beam_prep.cli import _TRAINERS, cli
+from beam_prep.cli import cli
+from beam_prep.cli_outputs import _TRAINERS
 from beam_prep.config import load_config
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.launch import RunOptions, prepare, run
