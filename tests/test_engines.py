@@ -3,6 +3,7 @@
 `make engines` fetches what these need and runs them; what cannot be had is skipped. A plain `pytest` leaves them out.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -65,7 +66,14 @@ def start(config: Path, out: Path, arguments: tuple[str, ...]) -> subprocess.Pop
     command = [sys.executable, "-m", "beam_prep", "run", str(config), "--output", str(out), "--quiet", *arguments]
     path = os.pathsep.join([str(SMALL), str(REPOSITORY)])
     env = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=env, start_new_session=True, **streams)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends what is left of a run: Prism leaves workers behind that it has lost."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def hashes(out: Path) -> dict[str, list[str]]:
@@ -79,9 +87,12 @@ def carried_out(name: str, config: Path, folder: Path) -> tuple[float, dict[str,
     for_engine.mkdir()
     begin = time.monotonic()
     process = start(config, for_engine / "out", ENGINES[name].arguments(for_engine))
-    said = process.communicate(timeout=300)[0]
+    try:
+        said = process.communicate(timeout=300)[0]
+    finally:
+        end(process)
     assert process.returncode == 0, said[-4000:]
-    verify(str(for_engine / "out"))
+    assert verify(str(for_engine / "out")) == []
     return time.monotonic() - begin, hashes(for_engine / "out")
 
 
@@ -169,13 +180,16 @@ def test_a_killed_worker(configs: dict[str, Path], tmp_path: Path, tmp_path_fact
             time.sleep(0.01)
         said = process.communicate(timeout=120)[0]
     finally:
-        process.kill()
+        end(process)
     assert killed, said[-2000:]
     assert process.returncode == 1, said[-2000:]
     assert "the same command" in said
     assert not (out / "_SUCCESS").exists()
     again = start(configs["mixture"], out, arguments)
-    said = again.communicate(timeout=300)[0]
+    try:
+        said = again.communicate(timeout=300)[0]
+    finally:
+        end(again)
     assert again.returncode == 0, said[-2000:]
     folder = tmp_path_factory.getbasetemp() / "mixture"
     folder.mkdir(exist_ok=True)
