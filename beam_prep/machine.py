@@ -10,15 +10,15 @@ from typing import NamedTuple
 from beam_prep.errors import ConfigError
 from beam_prep.sizes import MB, size
 
-PROCESS_BYTES = 900 * MB
+PROCESS_BYTES = 1000 * MB
 """Resident memory of a process that tokenizes, at the least: Beam, two tokenizers, batches, a bucket. Measured."""
-LEADER_BYTES = 350 * MB
-"""Of the process that leads several others."""
+LEADER_BYTES = 800 * MB
+"""Of the process that leads several others, and what those count twice because they share it. Measured."""
 DEFAULT_BYTES = 1500 * MB
 """For one process; most of what is above `PROCESS_BYTES` is never used."""
 _CORES_A_PROCESS = 2
-"""A process reads and renders in one thread, encodes and writes in others, and so keeps about two cores busy. Two
-processes on two cores were slower than one, whatever they did (`benchmarks/workers.py`)."""
+"""A process reads and renders in one thread, encodes and writes in others. A second process on two cores makes plain
+text slower (0.94) and chats a little faster (1.05 to 1.23), for twice the memory (`benchmarks/workers.py`)."""
 _INPUT_A_PROCESS = 1000 * MB
 """Less than this does not pay for the start of another process."""
 _MOST_ENCODERS = 4
