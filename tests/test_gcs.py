@@ -218,6 +218,36 @@ def test_a_run_that_was_refused_goes_on(gcs: Emulator, folder: Path, monkeypatch
     assert verify("gs://bucket/out") == []
 
 
+def test_increments(gcs: Emulator) -> None:
+    """Two days and a day without anything new, through the carrier that engines have."""
+
+    def day(number: int) -> None:
+        lines = [
+            json.dumps({"text": f"day {number}, text {n} " * 9}).encode()
+            for n in range(150 * number, 150 * number + 200)
+        ]
+        storage.write_bytes(f"gs://bucket/in/day-{number}.jsonl", [b"\n".join(lines)])
+
+    dataset = "{name: days, text_field: text, input: 'gs://bucket/in/day-*.jsonl'}"
+    text = f"context_length: 64\noutput: gs://bucket/out\ndatasets: [{dataset}]\n"
+    storage.write_bytes("gs://bucket/in/config.yaml", [text.encode()])
+    call = ["run", "gs://bucket/in/config.yaml", "--increment", "--carrier", "engine", "--quiet"]
+    day(0)
+    assert command(*call)[0] == 0
+    before = remote_contents(gcs)
+    day(1)
+    assert command(*call)[0] == 0
+    after = remote_contents(gcs)
+    assert shards(before).items() < shards(after).items()
+    assert verify("gs://bucket/out") == []
+    manifest = json.loads(storage.read_bytes("gs://bucket/out/manifest.json"))
+    assert [g["ledger"]["days"]["records"] for g in manifest["generations"]] == [200, 200]
+    assert len(PackedDataset("gs://bucket/out/train")) == manifest["outputs"]["train"]["sequences"]
+    status, said = command(*call[:-1])
+    assert status == 0 and "nothing new" in said
+    assert remote_contents(gcs) == after
+
+
 # --- Dataflow -------------------------------------------------------------------------------------------------------
 
 
