@@ -26,6 +26,8 @@ $(STAMP): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo 'beam-prep needs Python 3.10, 3.11 or 3.12 with venv: install one, or make PYTHON=/path/to/it' >&2; exit 2; }
 	@echo 'Setting up $(VENV) with $(PYTHON) and the versions in constraints.txt (a minute or two) ...'
 	@$(PYTHON) -m venv $(VENV)
+	@# The pip that an older Python brings takes minutes to choose among versions.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
@@ -33,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/beam-prep demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 engines: $(STAMP)
 	$(BIN)/python tests/engine_artefacts.py
