@@ -68,7 +68,7 @@ setup(
             "hypothesis>=6.100",
             "playwright>=1.40",
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "ruff>=0.17,<0.18",
         ],
         "bench": ["datatrove>=0.10", "gigatoken>=0.10"],
