@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from beam_prep.blocks import COPY_BITS
 from beam_prep.find import Found, Match
 from beam_prep.inspection import Part, SequenceSpan, shorten, unit, visible
-from beam_prep.place import COPY_BITS
 from beam_prep.rendering import raw_text
 from beam_prep.tables import SHORT
 from beam_prep.trace import Record, Trace, TracedSpan

@@ -278,7 +278,7 @@ def _target(link: str, path: str) -> str:
 def _link(target: str, path: str) -> None:
     """A symbolic link that appears at once, in place of whatever file has its name."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}{storage.TEMPORARY}"
     try:
         os.symlink(target, temporary)
         os.replace(temporary, path)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_prep import balance, buckets, compression, sources, tokenization
+from beam_prep import balance, blocks, buckets, compression, sources, tokenization
 from beam_prep.config import parse_config
 from beam_prep.launch import Prepared, RunOptions, prepare, run
 
@@ -30,6 +30,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     """Units, runs and shards so small that a little data gives several."""
     patch.setattr(balance, "MIN_BUCKET_TOKENS", 8_000)
     patch.setattr(balance, "MAX_BUCKET_TOKENS", 8_000)
+    patch.setattr(blocks, "GROUP_BYTES", 4_000)
     patch.setattr(buckets, "_RELEASE_BYTES", 1)
     patch.setattr(compression, "CHUNK_BYTES", 8_000)
     patch.setattr(sources, "MIN_UNIT_BYTES", 60_000)
