@@ -19,9 +19,9 @@ import pyarrow as pa
 from tokenizers.decoders import ByteLevel
 
 from beam_prep import storage
+from beam_prep.blocks import COPY_BITS
 from beam_prep.inspection import Part, read_documents
 from beam_prep.manifest import Manifest, OutputEntry, ShardEntry
-from beam_prep.place import COPY_BITS
 from beam_prep.tokenizer import TokenizerSpec, local_copy
 
 BINS_PER_DOUBLING = 8

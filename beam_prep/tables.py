@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from beam_prep import storage
+from beam_prep.blocks import COPY_BITS
 from beam_prep.inspection import DecodedSequence, Part, SequenceSpan, shorten, unit, visible
 from beam_prep.manifest import Manifest, OutputEntry, SourceEntry
-from beam_prep.place import COPY_BITS
 from beam_prep.rendering import Rendering, Row, raw_text
 from beam_prep.rendering_page import about, head, place
 from beam_prep.retry_rejected import Retried
@@ -23,11 +23,15 @@ from beam_prep.templates import Template
 from beam_prep.trainer_views import TRAINERS, Written
 from beam_prep.views import view_folder
 
+if TYPE_CHECKING:
+    from beam_prep.find import Match
+
 SHORT = 1_000
 """Characters of a text that are printed unless all are asked for."""
 _PLAIN_WIDTH = 160
 _SIDE_BY_SIDE = 100
-_CONTROL = "bold cyan reverse"
+CONTROL = "bold cyan reverse"
+"""Style of control tokens."""
 
 
 def open_console() -> Console:
@@ -168,10 +172,11 @@ def print_trainer_view(output: str, name: str, entry: OutputEntry, trainer: str,
     )
 
 
-def _parts(parts: Sequence[Part], full: bool) -> Text:
+def parts_text(parts: Sequence[Part], full: bool) -> Text:
+    """Decoded text, control tokens marked; shortened unless `full`."""
     text = Text()
     for part in parts if full else shorten(parts, SHORT):
-        text.append(visible(part.text), _CONTROL if part.control else "")
+        text.append(visible(part.text), CONTROL if part.control else "")
     return text
 
 
@@ -186,10 +191,8 @@ def print_sequence(console: Console, sequence: DecodedSequence, full: bool) -> N
     for span in sequence.spans:
         console.print()
         console.print(Text(_span_head(span), "bold"), soft_wrap=True)
-        console.print(
-            Text(f"{visible(span.file)}, {unit(span.file)} {span.offset:,}, id {span.id}", "dim"), soft_wrap=True
-        )
-        console.print(_parts(span.parts, full), soft_wrap=not console.is_terminal)
+        console.print(Text(f"{place_text(span)}, id {span.id}", "dim"), soft_wrap=True)
+        console.print(parts_text(span.parts, full), soft_wrap=not console.is_terminal)
     if sequence.padding:
         console.print(f"\n{sequence.padding:,} tokens of padding", style="bold")
 
@@ -197,10 +200,20 @@ def print_sequence(console: Console, sequence: DecodedSequence, full: bool) -> N
 def _span_head(span: SequenceSpan) -> str:
     begin = f"goes on from token {span.position:,}" if span.position else "begins"
     end = "ends" if span.ends else "goes on in another sequence"
-    number = span.copy & (2**COPY_BITS - 1)
-    copy = f", copy {number + 1}" if number else ""
     last = span.start + span.length - 1
-    return f"── tokens {span.start:,} to {last:,}: {span.source}{copy}, document {begin}, {end}"
+    return f"── tokens {span.start:,} to {last:,}: {span.source}{copy_text(span)}, document {begin}, {end}"
+
+
+def copy_text(span: SequenceSpan | Match) -> str:
+    """Which of several copies, and of equal documents, a span is of; empty for the only one."""
+    rank, number = span.copy >> COPY_BITS, span.copy & (2**COPY_BITS - 1)
+    equal = f", {rank + 1}. of equal documents" if rank else ""
+    return f"{equal}, copy {number + 1}" if number else equal
+
+
+def place_text(span: SequenceSpan | Match) -> str:
+    """File and offset of a span's record."""
+    return f"{visible(span.file)}, {unit(span.file)} {span.offset:,}"
 
 
 def print_renderings(console: Console, renderings: Sequence[Rendering], full: bool) -> None:
@@ -217,8 +230,8 @@ def print_renderings(console: Console, renderings: Sequence[Rendering], full: bo
 def _print_row(console: Console, row: Row, full: bool) -> None:
     style = {"rendered": "green", "rejected": "red", "filtered": "yellow"}[row.outcome]
     console.print(Text("── " + head(row), style), Text(visible(place(row)), "dim"), soft_wrap=True)
-    raw = _parts([Part(raw_text(row.raw), False)], full)
-    text = _parts(row.parts, full) if row.parts else Text(visible(row.message) or "no text", "italic")
+    raw = parts_text([Part(raw_text(row.raw), False)], full)
+    text = parts_text(row.parts, full) if row.parts else Text(visible(row.message) or "no text", "italic")
     if console.is_terminal and console.width >= _SIDE_BY_SIDE:
         grid = Table.grid(expand=True, padding=(0, 1))
         grid.add_column(ratio=1, overflow="fold")
@@ -262,7 +275,7 @@ def print_entry(console: Console, template: Template, source: str, example: Sequ
     console.print(Text(source.rstrip()), soft_wrap=True)
     if example is not None:
         console.print(Text("\nits example, rendered:", "bold"))
-        console.print(_parts(example, full=True), soft_wrap=True)
+        console.print(parts_text(example, full=True), soft_wrap=True)
     console.print(Text("\nin a configuration:", "bold"))
     console.print(
         f"datasets:\n  - name: {template.name}\n    template: {template.name}\n    input: data/{template.name}/*.jsonl",

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_prep import storage
+from beam_prep.blocks import COPY_BITS
 from beam_prep.findings import Figures, Finding, Progress, read_if_there
 from beam_prep.layout import MANIFEST
 from beam_prep.manifest import Manifest, OutputEntry, ShardEntry
 from beam_prep.mix import id_text
 from beam_prep.order_checks import misplaced, order_of
-from beam_prep.place import COPY_BITS
 
 _CHUNK_BYTES = 8 << 20
 _CHANGED = "sha256 differs from the manifest's: the file has changed since it was written"

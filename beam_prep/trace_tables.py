@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.text import Text
 
-from beam_prep.blocks import COPY_BITS
 from beam_prep.find import Found, Match
-from beam_prep.inspection import Part, SequenceSpan, shorten, unit, visible
+from beam_prep.inspection import Part, shorten, visible
 from beam_prep.rendering import raw_text
-from beam_prep.tables import SHORT
+from beam_prep.tables import CONTROL, SHORT, copy_text, parts_text, place_text
 from beam_prep.trace import Record, Trace, TracedSpan
 
-_CONTROL = "bold cyan reverse"
 _STATES = {
     "same": "the record, which renders to this document",
     "unchecked": "the record",
@@ -43,7 +39,7 @@ def print_trace(console: Console, trace: Trace, text: bool, full: bool) -> None:
             console.print()
         _print_head(console, traced)
         if text:
-            console.print(_parts(traced.span.parts, full), soft_wrap=not console.is_terminal)
+            console.print(parts_text(traced.span.parts, full), soft_wrap=not console.is_terminal)
         if traced.record is not None:
             _print_record(console, traced.record, full)
     if sequence.padding:
@@ -55,7 +51,7 @@ def _print_head(console: Console, traced: TracedSpan) -> None:
     licence = f", licence {traced.licence}" if traced.licence else ""
     begin = f"goes on from token {span.position:,}" if span.position else "begins"
     end = "ends" if span.ends else "goes on in another sequence"
-    copy = _copy(span)
+    copy = copy_text(span)
     console.print(
         Text(
             f"── tokens {span.start:,} to {span.start + span.length - 1:,} ({span.length:,}): {span.source}{copy}, "
@@ -64,17 +60,7 @@ def _print_head(console: Console, traced: TracedSpan) -> None:
         ),
         soft_wrap=True,
     )
-    console.print(Text(f"   {_place(span)}, id {span.id}{licence}", "dim"), soft_wrap=True)
-
-
-def _copy(span: SequenceSpan | Match) -> str:
-    rank, number = span.copy >> COPY_BITS, span.copy & (2**COPY_BITS - 1)
-    equal = f", {rank + 1}. of equal documents" if rank else ""
-    return f"{equal}, copy {number + 1}" if number else equal
-
-
-def _place(span: SequenceSpan | Match) -> str:
-    return f"{visible(span.file)}, {unit(span.file)} {span.offset:,}"
+    console.print(Text(f"   {place_text(span)}, id {span.id}{licence}", "dim"), soft_wrap=True)
 
 
 def _print_record(console: Console, record: Record, full: bool) -> None:
@@ -83,14 +69,7 @@ def _print_record(console: Console, record: Record, full: bool) -> None:
     console.print(Text(f"→ {_STATES[record.state]}{visible(message)}", style), soft_wrap=True)
     if record.raw is not None:
         text = raw_text(record.raw)
-        console.print(_parts([Part(text, False)], full), soft_wrap=not console.is_terminal)
-
-
-def _parts(parts: Sequence[Part], full: bool) -> Text:
-    text = Text()
-    for part in parts if full else shorten(parts, SHORT):
-        text.append(visible(part.text), _CONTROL if part.control else "")
-    return text
+        console.print(parts_text([Part(text, False)], full), soft_wrap=not console.is_terminal)
 
 
 def print_found(console: Console, output: str, wanted: str, found: Found) -> None:
@@ -100,11 +79,11 @@ def print_found(console: Console, output: str, wanted: str, found: Found) -> Non
         return
     for match in found.matches:
         console.print(Text(_match_head(match, found), "bold"), soft_wrap=True)
-        console.print(Text(f"   {_place(match)}, id {match.id}", "dim"), soft_wrap=True)
+        console.print(Text(f"   {place_text(match)}, id {match.id}", "dim"), soft_wrap=True)
         snippet = Text("   ")
         for part in shorten(match.snippet, SHORT):
             shown = visible(part.text.replace("\n", "⏎").replace("\t", " "))
-            snippet.append(shown, _CONTROL if part.control else "")
+            snippet.append(shown, CONTROL if part.control else "")
         console.print(snippet, soft_wrap=not console.is_terminal)
     count = len(found.matches)
     if found.more:
@@ -129,7 +108,7 @@ def nothing_found(wanted: str, found: Found) -> str:
 def _match_head(match: Match, found: Found) -> str:
     last = match.start + match.length - 1
     tokens = f"token {last:,}" if match.length == 1 else f"tokens {match.start:,} to {last:,}"
-    where = f"{match.output}, sequence {match.sequence:,}, {tokens}: {match.source}{_copy(match)}"
+    where = f"{match.output}, sequence {match.sequence:,}, {tokens}: {match.source}{copy_text(match)}"
     if match.position:
         where += f", token {match.position:,} of the document" if found.kind == "text" else f", from {match.position:,}"
     return where

@@ -25,6 +25,7 @@ from test_chaos import Runs
 
 from beam_prep import PackedDataset, balance, increments, publish, report, storage, tokenization
 from beam_prep import carrier as carriers
+from beam_prep.blocks import COPY_BITS
 from beam_prep.carrier import Carrier
 from beam_prep.cli import cli
 from beam_prep.config import parse_config
@@ -38,7 +39,6 @@ from beam_prep.launch import NothingNew, Prepared, RunOptions, main, prepare, ru
 from beam_prep.layout import NEXT
 from beam_prep.manifest import read_manifest
 from beam_prep.mix import order_keys
-from beam_prep.place import COPY_BITS
 from beam_prep.seen import sidecars, slice_sidecar
 from beam_prep.shards import shard_name
 from beam_prep.sources import InputFile

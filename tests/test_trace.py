@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from results import OPEN, Reference, chat, manifest_of, raw_lines, sequences_by_forager, text
 
 from beam_prep import find as finding
-from beam_prep import find_text, trace_tables
+from beam_prep import find_text, tables
 from beam_prep.cli import cli
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.find import find
@@ -480,7 +480,7 @@ def test_command(finished):
 
 
 def test_command_shortens_unless_full(finished, monkeypatch):
-    monkeypatch.setattr(trace_tables, "SHORT", 5)
+    monkeypatch.setattr(tables, "SHORT", 5)
     for what in ("--open", "--text"):
         whole, short = (run(str(finished.output), "2", what, *more) for more in (["--full"], []))
         assert whole.exit_code == short.exit_code == 0
