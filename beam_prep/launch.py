@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beam_prep import arguments, placeholders, storage
+from beam_prep import arguments, fork_server, placeholders, storage
 from beam_prep.config import Config, load_config
 from beam_prep.dedup import key_ranges
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
+from beam_prep.fork_server import ForkServer
 from beam_prep.increments import Grown, only_new, open_output, refuse_shares, require_same
 from beam_prep.inputs import write_inputs
 from beam_prep.job import Job, Source, make_job, recipe, resolve_sources
 from beam_prep.layout import WORK_FOLDER
+from beam_prep.lean_beam import import_beam
 from beam_prep.machine import Allotment, allot
 from beam_prep.output_folder import AlreadyDone, Claim, NothingNew, claim, claim_increment, release, sweep_increments
 from beam_prep.outputs import outputs_of
@@ -153,8 +155,7 @@ def run(prepared: Prepared) -> Any:
       BeamPrepError: the run failed; nothing in the output looks finished.
     """
     job, options = prepared.job, prepared.options
-    if options.runner in LOCAL_RUNNERS and prepared.workers <= 1:
-        load_ahead(job.tokenizer, job.config.tokenizer_backend)
+    workers = _begin_loading(prepared) if options.runner in LOCAL_RUNNERS else None
     from pipelines.prepare import build
 
     if job.carrier.work:
@@ -162,7 +163,7 @@ def run(prepared: Prepared) -> Any:
     try:
         storage.require_temporary_folder()
         write_inputs(job.output, job.label, job.names, prepared.files)
-        pipeline, only_written = _pipeline(options, prepared.workers)
+        pipeline, only_written = _pipeline(options, prepared.workers, workers)
         build(pipeline, job)
         result = pipeline.run()
         if only_written:  # there is no job yet to wait for
@@ -184,8 +185,21 @@ def run(prepared: Prepared) -> Any:
             ) from error
         raise
     finally:
+        if workers is not None:
+            workers.close()
         if prepared.claim.lock is not None:
             prepared.claim.lock.release()
+
+
+def _begin_loading(prepared: Prepared) -> ForkServer | None:
+    """Loads what local workers need while the graph is built; returns what several of them come from."""
+    job, server = prepared.job, None
+    if prepared.workers <= 1:
+        load_ahead(job.tokenizer, job.config.tokenizer_backend)
+    elif fork_server.POSSIBLE:
+        server = fork_server.ForkServer(job.tokenizer, job.config.tokenizer_backend)
+    import_beam()
+    return server
 
 
 def launch_nothing(options: RunOptions) -> None:
@@ -200,25 +214,25 @@ def launch_nothing(options: RunOptions) -> None:
     pipeline.run()
 
 
-def _pipeline(options: RunOptions, workers: int = 1) -> tuple[Any, bool]:
+def _pipeline(options: RunOptions, workers: int = 1, server: ForkServer | None = None) -> tuple[Any, bool]:
     """(an empty pipeline, whether running it only writes its graph)."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-    runner, own = _runner(options, workers)
+    runner, own = _runner(options, workers, server)
     # Every step comes from an installed module. Dataflow would pickle the main module with each job.
     made = PipelineOptions(["--no_save_main_session", *own, *options.beam])
     return beam.Pipeline(runner=runner, options=made), bool(made.view_as(GoogleCloudOptions).template_location)
 
 
-def _runner(options: RunOptions, workers: int) -> tuple[Any, list[str]]:
+def _runner(options: RunOptions, workers: int, server: ForkServer | None) -> tuple[Any, list[str]]:
     if options.runner not in LOCAL_RUNNERS:
         return options.runner, []
     from beam_prep.runner import LocalRunner
 
     if workers <= 1:
         return LocalRunner(), []
-    return LocalRunner(), [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
+    return LocalRunner(server), [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,9 @@ def _file_systems() -> Any:
     global _options  # noqa: PLW0603
     from apache_beam.io.filesystems import FileSystems
 
+    with suppress(ImportError):  # Beam may have been imported without; see `lean_beam`
+        import apache_beam.io.gcp.gcsfilesystem  # noqa: F401
+
     if _options is not None:
         from apache_beam.options.pipeline_options import PipelineOptions
 

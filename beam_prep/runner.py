@@ -8,30 +8,50 @@ reads, transforms, mixes and tokenizes a batch before it takes the next one. The
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterable
 from typing import Any
 
+import grpc
 from apache_beam.portability import common_urns, python_urns
-from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners.portability.fn_api_runner import fn_runner, translations
+from apache_beam.portability.api import beam_fn_api_pb2_grpc, beam_runner_api_pb2, endpoints_pb2
+from apache_beam.runners.portability import local_job_service
+from apache_beam.runners.portability.fn_api_runner import fn_runner, translations, worker_handlers
 from apache_beam.runners.worker import bundle_processor
+from apache_beam.utils import thread_pool_executor
+from google.protobuf import json_format, text_format
 
+from beam_prep.fork_server import ForkServer
+
+_FORKED = "beam-prep:worker:forked"
 FOLD_FROM, FOLD_TO = "By source", "Flatten"
 """Names of the first and the last step that are folded."""
 _FOLDED = "beam-prep-folded"
 
 
 class LocalRunner(fn_runner.FnApiRunner):
-    """FnApiRunner that fuses through the Flatten of the sources."""
+    """FnApiRunner that fuses through the Flatten of the sources, and has worker processes of its own."""
+
+    def __init__(self, server: ForkServer | None = None):
+        """`server`: where worker processes come from; None to start each anew."""
+        super().__init__()
+        self._server = server
 
     def run_via_runner_api(self, pipeline_proto: Any, options: Any) -> Any:
         """Runs the pipeline; worker processes leave Ctrl-C to this one, and do not outlive it (see `worker`)."""
         for environment in pipeline_proto.components.environments.values():
-            if environment.urn == python_urns.SUBPROCESS_SDK and os.name == "posix":
+            if environment.urn != python_urns.SUBPROCESS_SDK or os.name != "posix":
+                continue
+            if self._server is None:
                 environment.payload = f"exec {shlex.quote(sys.executable)} -m beam_prep.worker".encode()
+            else:
+                environment.urn = _FORKED
+                handler = functools.partial(_ForkedWorkerHandler, self._server)
+                worker_handlers.WorkerHandler.register_environment(_FORKED, bytes)(handler)
         return super().run_via_runner_api(pipeline_proto, options)
 
     def create_stages(self, pipeline_proto: Any) -> Any:
@@ -51,6 +71,36 @@ class LocalRunner(fn_runner.FnApiRunner):
             return super().create_stages(pipeline_proto)
         finally:
             translations.sink_flattens, translations.greedily_fuse = _sink_flattens, _greedily_fuse
+
+
+class _ForkedWorkerHandler(worker_handlers.SubprocessSdkWorkerHandler):
+    """Like the one it comes from, but for where the process comes from."""
+
+    def __init__(self, server: ForkServer, payload: bytes, state: Any, provision_info: Any, grpc_server: Any):
+        super().__init__(payload, state, provision_info, grpc_server)
+        self._server, self._job = server, provision_info.provision_info
+
+    def start_worker(self) -> None:
+        """Asks for a worker process, and for a thread that waits for its end."""
+        self.worker_thread = threading.Thread(target=self._run, name="run_worker")
+        self.worker_thread.start()
+
+    def _run(self) -> None:
+        logs = grpc.server(thread_pool_executor.shared_unbounded_instance())
+        port = logs.add_insecure_port("[::]:0")
+        beam_fn_api_pb2_grpc.add_BeamFnLoggingServicer_to_server(local_job_service.BeamFnLoggingServicer(), logs)
+        logs.start()
+        logs_at = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{port}")
+        environment = {
+            "WORKER_ID": self.worker_id,
+            "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
+            "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(logs_at),
+            "PIPELINE_OPTIONS": json_format.MessageToJson(self._job.pipeline_options),
+        }
+        status = self._server.run_worker(self.worker_id, environment)
+        logs.stop(0)
+        if status:  # in the words of the class it comes from
+            raise RuntimeError(f"Worker subprocess exited with return code {status}")
 
 
 def _fold(stages: list[Any], folded: list[Any]) -> list[Any]:

@@ -34,7 +34,7 @@ class _WithoutTracebacks:
 def main() -> None:
     """Serves the process that started this one until it is gone, however that happens."""
     parent = os.getppid()
-    signal.signal(signal.SIGINT, _be_silent)
+    leave_interrupts_to_parent()
     if not os.environ.get(DEBUG_VARIABLE):
         sys.stderr = _WithoutTracebacks(sys.stderr)
     threading.Thread(target=_follow, args=(parent,), name="beam-prep-follow", daemon=True).start()
@@ -48,9 +48,13 @@ def main() -> None:
         os._exit(1)
 
 
-def _be_silent(*_: object) -> None:
+def leave_interrupts_to_parent() -> None:
     """Ctrl-C reaches every process of a terminal; the parent is about to leave, and says so."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    def be_silent(*_: object) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    signal.signal(signal.SIGINT, be_silent)
 
 
 def _follow(parent: int) -> None:
