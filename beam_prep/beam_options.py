@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from beam_prep.arguments import OVERRIDES, SWITCHES
 from beam_prep.errors import ConfigError
-from beam_prep.launch import LOCAL_RUNNERS
+from beam_prep.machine import LOCAL_RUNNERS
 
 _OURS = tuple(
     f"--{name}"

@@ -74,14 +74,19 @@ def _lost_worker(error: BaseException) -> tuple[str, int] | None:
     """What a user is told if a worker process has ended before its time, which the runner only sees as silence."""
     if from_runner(error) is not None:
         return None
+    told = _WORKER_ENDED.search(str(error))
     try:
-        code = _workers_ended.get(timeout=_LOST_SECONDS if _CONNECTION_LOST in str(error) else 0.0)
+        code = int(told[1]) if told else _workers_ended.get(timeout=_LOST_SECONDS if _is_silence(error) else 0.0)
     except queue.Empty:
         return None
     how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
     why = "; the system does that when memory runs out, and fewer --workers need less" if code == -9 else ""
     again = "nothing is marked as finished; the same command goes on from here"
     return f"a worker process {how}{why}: {again}", BeamPrepError.exit_status
+
+
+def _is_silence(error: BaseException) -> bool:
+    return _CONNECTION_LOST in str(error) or type(error).__module__.startswith("grpc")
 
 
 def explain(error: BaseException) -> tuple[str, int]:

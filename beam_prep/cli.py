@@ -91,13 +91,18 @@ def run(
     from beam_prep.beam_options import check_beam_options, check_engine, check_runner, cloud_options, split_arguments
     from beam_prep.config import load_config
     from beam_prep.errors import ConfigError
-    from beam_prep.launch import LOCAL_RUNNERS, RunOptions
+    from beam_prep.machine import LOCAL_RUNNERS, is_for_one_process
     from beam_prep.remote_files import use_options
     from beam_prep.sizes import parse_size
+    from beam_prep.tokenizer import load_bundled_ahead
 
     path, beam = split_arguments(arguments)
     use_options(beam)
     config = load_config(path, overrides(keys))
+    if runner in LOCAL_RUNNERS and is_for_one_process(workers):
+        load_bundled_ahead(config.tokenizer, config.tokenizer_backend)  # takes longer than everything up to its use
+    from beam_prep.launch import RunOptions
+
     if runner not in LOCAL_RUNNERS and (workers is not None or memory is not None):
         raise ConfigError(
             f"--workers and --memory are the local runner's; for {runner} give Beam's own options (--num_workers …)"

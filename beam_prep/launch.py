@@ -23,7 +23,7 @@ from beam_prep.inputs import write_inputs
 from beam_prep.job import Job, Source, make_job, recipe, resolve_sources
 from beam_prep.layout import WORK_FOLDER
 from beam_prep.lean_beam import import_beam
-from beam_prep.machine import Allotment, allot
+from beam_prep.machine import LOCAL_RUNNERS, Allotment, allot
 from beam_prep.output_folder import AlreadyDone, Claim, NothingNew, claim, claim_increment, release, sweep_increments
 from beam_prep.outputs import outputs_of
 from beam_prep.parquet import is_parquet
@@ -32,8 +32,6 @@ from beam_prep.run_file import remember_call
 from beam_prep.sources import InputFile, is_compressed, match_source, signature
 from beam_prep.tokenizer import TokenizerSpec, load_ahead
 from beam_prep.tokenizer import resolve as resolve_tokenizer
-
-LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 
 
 class RunOptions(NamedTuple):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from beam_prep.errors import ConfigError
 from beam_prep.sizes import MB, size
 
+LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
+"""Names of the runner that works on this machine."""
 PROCESS_BYTES = 1000 * MB
 """Resident memory of a process that tokenizes, at the least: Beam, two tokenizers, batches, a bucket. Measured."""
 LEADER_BYTES = 800 * MB
@@ -55,6 +57,11 @@ def total_memory() -> int | None:
         except (OSError, ValueError):  # "max"
             continue
     return min(found, default=None)
+
+
+def is_for_one_process(workers: int | None) -> bool:
+    """Whether a run of so many `--workers` (None: not asked for) takes one process, whatever its input is."""
+    return (cores() // _CORES_A_PROCESS if workers is None else workers) <= 1
 
 
 def _fitting(memory: int) -> int:

@@ -8,6 +8,7 @@ reads, transforms, mixes and tokenizes a batch before it takes the next one. The
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -100,7 +101,24 @@ class _ForkedWorkerHandler(worker_handlers.SubprocessSdkWorkerHandler):
         status = self._server.run_worker(self.worker_id, environment)
         logs.stop(0)
         if status:  # in the words of the class it comes from
-            raise RuntimeError(f"Worker subprocess exited with return code {status}")
+            error = RuntimeError(f"Worker subprocess exited with return code {status}")
+            self._give_up(error)
+            raise error
+
+    def _give_up(self, error: Exception) -> None:
+        """Fails what the worker was asked to do and will be asked to; Beam would wait for its answers for ever."""
+        push = self.control_conn.push
+
+        def refuse(request: Any) -> Any:
+            future = push(request)
+            if future is not None:
+                future.abort(error)
+            return future
+
+        self.control_conn.push = refuse
+        self.control_conn.abort(error)
+        with contextlib.suppress(Exception):  # it may say itself that the worker is gone
+            self.data_conn.close()
 
 
 def _fold(stages: list[Any], folded: list[Any]) -> list[Any]:

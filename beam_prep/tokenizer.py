@@ -259,7 +259,14 @@ def load_ahead(spec: TokenizerSpec, backend: str) -> None:
         with contextlib.suppress(Exception):  # `encoder` tries again, and raises where it can be told
             encoder(spec, backend)
 
-    threading.Thread(target=load, name="beam-prep-load").start()
+    # A command that fails, or has nothing to do, does not wait for it.
+    threading.Thread(target=load, name="beam-prep-load", daemon=True).start()
+
+
+def load_bundled_ahead(name: str, backend: str) -> None:
+    """`load_ahead` of a tokenizer in the package, as soon as its name is known; of any other, nothing."""
+    if name in BUNDLED:
+        load_ahead(_bundled(name), backend)
 
 
 def local_copy(spec: TokenizerSpec, folder: Path) -> Path:

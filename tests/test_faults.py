@@ -452,8 +452,8 @@ def test_a_worker_that_is_killed_and_a_second_run(long_job: Path, tmp_path: Path
     _, err = second.communicate(timeout=60)
     assert second.returncode == 1
     assert err == f"error: output {out}: another run is writing there; wait for it, or choose another --output\n"
-    workers = [process for process in descendants(running.pid) if b"beam_prep.worker" in command_line(process)]
-    os.kill(workers[-1], signal.SIGKILL)
+    workers = [process for process in descendants(running.pid) if b"beam_prep.fork_server" in command_line(process)]
+    os.kill(workers[-1], signal.SIGKILL)  # the first is what they are forked from
     _, err = running.communicate(timeout=60)
     assert running.returncode == 1, err
     assert err.startswith("error: a worker process was killed (SIGKILL); "), err
