@@ -448,12 +448,16 @@ def test_a_worker_that_is_killed_and_a_second_run(long_job: Path, tmp_path: Path
     out = tmp_path / "out"
     running = begin(long_job, out, "--workers", "2")
     wait_for(running, out, ".work/runs/*.tmp")
+    _, *workers = [process for process in descendants(running.pid) if b"beam_prep.fork_server" in command_line(process)]
+    for worker in workers:  # so that the job waits for its second run
+        os.kill(worker, signal.SIGSTOP)
     second = begin(long_job, out)
     _, err = second.communicate(timeout=60)
     assert second.returncode == 1
     assert err == f"error: output {out}: another run is writing there; wait for it, or choose another --output\n"
-    workers = [process for process in descendants(running.pid) if b"beam_prep.fork_server" in command_line(process)]
-    os.kill(workers[-1], signal.SIGKILL)  # the first is what they are forked from
+    os.kill(workers[-1], signal.SIGKILL)
+    for worker in workers[:-1]:
+        os.kill(worker, signal.SIGCONT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 1, err
     assert err.startswith("error: a worker process was killed (SIGKILL); "), err
