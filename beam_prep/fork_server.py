@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from beam_prep import worker
 from beam_prep.lean_beam import import_beam
+from beam_prep.process_setup import limit_arenas
 from beam_prep.tokenizer import TokenizerSpec, encoder
 
 POSSIBLE = sys.platform == "linux"
@@ -81,6 +82,7 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
     """Forks a worker for each line that comes in (JSON: name, environment); writes a line for each that ends."""
     parent = os.getppid()
     worker.leave_interrupts_to_parent()
+    limit_arenas()  # for the workers
     gc.disable()
     import_beam()
     from apache_beam.runners.worker import sdk_worker_main  # noqa: F401

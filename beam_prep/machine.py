@@ -12,16 +12,16 @@ from beam_prep.sizes import MB, size
 
 LOCAL_RUNNERS = ("local", "LocalRunner", "DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 """Names of the runner that works on this machine."""
-PROCESS_BYTES = 1000 * MB
+PROCESS_BYTES = 900 * MB
 """Resident memory of a process that tokenizes, at the least: Beam, two tokenizers, batches, a bucket. Measured."""
-LEADER_BYTES = 800 * MB
-"""Of the process that leads several others, and what those count twice because they share it. Measured."""
+LEADER_BYTES = 500 * MB
+"""Of the process that leads several others, and of the one that they are forked from. Measured."""
 DEFAULT_BYTES = 1500 * MB
 """For one process; most of what is above `PROCESS_BYTES` is never used."""
 _CORES_A_PROCESS = 2
 """A process reads and renders in one thread, encodes and writes in others. A second process on two cores makes plain
 text slower (0.94) and chats a little faster (1.05 to 1.23), for twice the memory (`benchmarks/workers.py`)."""
-_INPUT_A_PROCESS = 1000 * MB
+_INPUT_A_PROCESS = 500 * MB
 """Less than this does not pay for the start of another process."""
 _MOST_ENCODERS = 4
 """More threads than this would wait for the one that reads and renders."""

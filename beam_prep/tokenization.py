@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 import threading
 import time
 from collections import deque
@@ -16,6 +14,7 @@ import numpy as np
 from beam_prep.carrier import Carrier
 from beam_prep.errors import BeamPrepError
 from beam_prep.parity import ParityCheck, document_name
+from beam_prep.process_setup import tune_interpreter
 from beam_prep.resume import FinishedRun, finished_runs, keep_run
 from beam_prep.runs import Run, RunBuilder, TokenLimits, flat_pieces, placed_run_name, run_name
 from beam_prep.sources import START, Position
@@ -26,21 +25,9 @@ RUN_BYTES = 32 << 20
 """Token bytes at which a run is closed (file carrier): what a worker holds in memory, twice."""
 ENGINE_RUN_BYTES = 4 << 20
 """The same for the engine's shuffle, whose elements must stay small."""
-_SWITCH_SECONDS = 2e-4
-"""How long a thread may hold the GIL while another waits. With Python's 5 ms the encoder, which needs it for moments
-only, waits longer than it works."""
 _BATCHES_WAITING = 2
 """Batches beyond those that are being encoded, so that no encoder waits."""
 _RUNS_IN_FLIGHT = 1
-
-
-def tune_interpreter() -> None:
-    """Sets a process up for many threads and millions of small objects without cycles."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    # Views and records would have the collector walk through all of Beam again and again.
-    gc.freeze()
-    gc.enable()
-    gc.set_threshold(200_000, 50, 50)
 
 
 class _Unkept(NamedTuple):

@@ -23,6 +23,7 @@ import zstandard
 
 from beam_prep import storage
 from beam_prep.errors import BeamPrepError, ConfigError
+from beam_prep.process_setup import limit_arenas
 
 SEPARATOR = "<|endoftext|>"
 BUNDLED = {"qwen3": "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"}
@@ -254,6 +255,7 @@ def load_ahead(spec: TokenizerSpec, backend: str) -> None:
     if backend == "huggingface" or not has_fastokens():
         return
     _one_thread()  # before there is a thread: an environment is not safe to change beside others
+    limit_arenas()
 
     def load() -> None:
         with contextlib.suppress(Exception):  # `encoder` tries again, and raises where it can be told

@@ -32,6 +32,7 @@ from beam_prep import (
 from beam_prep import carrier as carriers
 from beam_prep.errors import BeamPrepError, for_runner
 from beam_prep.job import Job
+from beam_prep.process_setup import tune_interpreter
 from beam_prep.progress import Progress
 from beam_prep.reading import RecordBatch, read_unit
 from beam_prep.runs import Run
@@ -49,7 +50,7 @@ class _Counting(beam.DoFn):
 
     def setup(self) -> None:
         """Opens what a worker needs."""
-        tokenization.tune_interpreter()
+        tune_interpreter()
         self._progress = Progress(self._carrier.work)
 
 

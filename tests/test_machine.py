@@ -13,7 +13,7 @@ GB = 10**9
 def test_the_usual_is_one_process_for_two_cores() -> None:
     assert allot(None, None, 100 * GB, 2, 24 * GB).workers == 1
     assert allot(None, None, 100 * GB, 16, 64 * GB).workers == 8
-    assert allot(None, None, 3 * GB, 16, 64 * GB).workers == 3  # a process more costs more than it brings
+    assert allot(None, None, int(1.5 * GB), 16, 64 * GB).workers == 3  # a process more costs more than it brings
     assert allot(None, None, 10, 16, 64 * GB).workers == 1
     assert allot(None, None, 100 * GB, 64, 8 * GB).workers == 3  # half of the memory
 
@@ -56,7 +56,7 @@ def test_it_fits_or_is_refused(workers: int | None, memory: int | None, size: in
 
 
 def test_what_does_not_fit_says_what_would() -> None:
-    with pytest.raises(ConfigError, match="1 GB at the least"):
+    with pytest.raises(ConfigError, match="900 MB at the least"):
         allot(None, 200_000_000, 0)
     with pytest.raises(ConfigError, match="give --workers 1 or more memory"):
-        allot(3, 2 * GB, 0)
+        allot(3, int(1.3 * GB), 0)
