@@ -16,8 +16,8 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+import warnings
+from collections.abc import Mapping
 
 from beam_prep import worker
 from beam_prep.lean_beam import import_beam
@@ -101,7 +101,7 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
             *lines, pending = (pending + said).split(b"\n")
             for line in lines:
                 name, environment = json.loads(line)
-                workers[_fork(lambda environment=environment: _work(environment))] = name
+                workers[_fork(environment)] = name
         while workers:
             ended, status = os.waitpid(-1, os.WNOHANG)
             if not ended:
@@ -109,27 +109,23 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
             print(json.dumps([workers.pop(ended), os.waitstatus_to_exitcode(status)]), flush=True)
 
 
-def _fork(work: Callable[[], Any]) -> int:
-    """The id of a new process that does the work and ends."""
-    child = os.fork()
-    return child or _end_with(work)
-
-
-def _end_with(work: Callable[[], Any]) -> NoReturn:
+def _fork(environment: Mapping[str, str]) -> int:
+    """The id of a new worker process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 counts the threads of numpy's BLAS, which knows of forks
+        child = os.fork()
+    if child:
+        return child
     status = 1
     try:
-        work()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+        os.environ.update(environment)
+        gc.enable()
+        worker.main()
         status = 0
     finally:
         os._exit(status)  # what the server has open is the server's to close
-
-
-def _work(environment: Mapping[str, str]) -> None:
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    os.environ.update(environment)
-    gc.enable()
-    worker.main()
 
 
 def _from_json(text: str) -> TokenizerSpec:
