@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from beam_prep.templates import Document, Segments
+from beam_prep.documents import Document, Segments
 
 KEY_BITS = 63
 SHARE_BITS = 53

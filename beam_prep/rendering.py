@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from beam_prep.config import Config
+from beam_prep.documents import IM_END, IM_START, Document, Filtered, Reject
 from beam_prep.errors import ConfigError
 from beam_prep.inspection import Part
 from beam_prep.job import Source, resolve_sources
 from beam_prep.reading import RecordBatch, read_span
 from beam_prep.sources import Span, match_source
-from beam_prep.templates import IM_END, IM_START, Context, Document, Filtered, Reject, Template, compile_template
+from beam_prep.templates import Context, Template, compile_template
 from beam_prep.tokenizer import SEPARATOR, Encoder, TokenizerSpec, at_hand, encoder
 from beam_prep.transform import Transformer, compile_transformer, parse_record, transform_batch
 

@@ -11,10 +11,10 @@ import xxhash
 
 from beam_prep import carrier as carriers
 from beam_prep.carrier import Carrier, Payload
+from beam_prep.documents import Segments
 from beam_prep.ledger import Tally
 from beam_prep.mix import order_keys
 from beam_prep.sources import Position
-from beam_prep.templates import Segments
 from beam_prep.transform import DocumentBatch, Rejected
 
 ENTRY = np.dtype(

@@ -13,11 +13,12 @@ import numpy as np
 import orjson
 
 from beam_prep.config import MIN_CHARS_FOR_LONG, FieldFilter, Filter
+from beam_prep.documents import Document, Filtered, Reject, Segments
 from beam_prep.ledger import Tally
 from beam_prep.lines import MAX_RECORD_BYTES, CutLine, line_size
 from beam_prep.reading import RecordBatch
 from beam_prep.sources import START, Position
-from beam_prep.templates import Context, Document, Filtered, Reject, Renderer, Segments, lookup
+from beam_prep.templates import Context, Renderer, lookup
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_INT_DIGITS = 4000  # Python refuses to parse longer ones

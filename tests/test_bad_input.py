@@ -30,6 +30,7 @@ from results import manifest_of, rejected_letters
 from beam_prep import compression, lines, local_match, tokenization
 from beam_prep.catalog import dialogstudio
 from beam_prep.config import Filter, load_config
+from beam_prep.documents import Draw
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.launch import RunOptions, prepare, run
 from beam_prep.lines import CutLine, split_lines
@@ -37,7 +38,7 @@ from beam_prep.reading import read_span, read_unit
 from beam_prep.retry_rejected import retry
 from beam_prep.runs import RunBuilder
 from beam_prep.sources import Span, match_source, split_source
-from beam_prep.templates import Draw, Template, compile_template
+from beam_prep.templates import Template, compile_template
 from beam_prep.transform import Rejected, compile_transformer, dead_letter, transform_batch
 
 GOOD = b'{"text": "a good record"}\n'

@@ -17,8 +17,9 @@ import pytest
 
 from beam_prep import catalog
 from beam_prep.config import Dataset, Filter
+from beam_prep.documents import Filtered, Reject, Segments
 from beam_prep.errors import ConfigError
-from beam_prep.templates import Context, Filtered, Reject, Segments, compile_template
+from beam_prep.templates import Context, compile_template
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 RAW = SHARED / "data" / "raw"

@@ -9,6 +9,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_prep.documents import Segments, chat_segments
 from beam_prep.mix import (
     KEY_BITS,
     copies,
@@ -19,7 +20,6 @@ from beam_prep.mix import (
     share_words,
     split_points,
 )
-from beam_prep.templates import Segments, chat_segments
 
 MASK = 2**64 - 1
 N = 20_000

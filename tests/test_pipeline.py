@@ -32,10 +32,10 @@ from tokenizers import Tokenizer
 
 from beam_prep import balance, sources, tokenization, transforms
 from beam_prep.config import parse_config
+from beam_prep.documents import Segments
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.launch import AlreadyDone, RunOptions, prepare, run
 from beam_prep.mix import copies, document_ids, id_text, rate_of
-from beam_prep.templates import Segments
 from beam_prep.tokenizer import TokenizerSpec, decoder
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

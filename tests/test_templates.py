@@ -7,20 +7,9 @@ from pydantic import ValidationError
 
 from beam_prep import catalog
 from beam_prep.config import Dataset
+from beam_prep.documents import Draw, Filtered, Message, Reject, Segments, chat_segments
 from beam_prep.errors import ConfigError
-from beam_prep.templates import (
-    Context,
-    Draw,
-    Filtered,
-    Message,
-    Reject,
-    Segments,
-    Template,
-    chat_segments,
-    compile_template,
-    load_function,
-    lookup,
-)
+from beam_prep.templates import Context, Template, compile_template, load_function, lookup
 
 SPECIAL = ["<|end|>", "<|end|>+", "<|im_start|>", "<|im_end|>"]
 

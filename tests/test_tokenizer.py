@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from beam_prep import tokenizer as module
 from beam_prep.carrier import Carrier, load
+from beam_prep.documents import Document, Segments, chat_segments
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.ledger import Tally
 from beam_prep.mix import document_ids
@@ -27,7 +28,6 @@ from beam_prep.parity import MAX_CHARS, ParityCheck, document_name
 from beam_prep.reading import read_span
 from beam_prep.runs import RunBuilder, TokenLimits, flat_pieces
 from beam_prep.sources import Span
-from beam_prep.templates import Document, Segments, chat_segments
 from beam_prep.tokenizer import (
     BUNDLED,
     Encoder,

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_prep.config import MIN_CHARS_FOR_LONG, Filter
+from beam_prep.documents import Document, Reject
 from beam_prep.ledger import Tally, total
 from beam_prep.reading import RecordBatch, split_lines
 from beam_prep.runs import pack_rejected, rejected_rows
-from beam_prep.templates import Context, Document, Reject, Template, compile_template
+from beam_prep.templates import Context, Template, compile_template
 from beam_prep.transform import (
     DocumentBatch,
     Rejected,

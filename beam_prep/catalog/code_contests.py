@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from beam_prep.catalog.shapes import columns, text
-from beam_prep.templates import Draw, Filtered, Reject, json_type
+from beam_prep.documents import Draw, Filtered, Reject
+from beam_prep.templates import json_type
 
 
 class _Language(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from beam_prep.catalog.shapes import required_text, text, texts
-from beam_prep.templates import Draw, Reject, json_type
+from beam_prep.documents import Draw, Reject
+from beam_prep.templates import json_type
 
 _INFO = "original dialog info"
 

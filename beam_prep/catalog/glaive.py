@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beam_prep.templates import Draw
+from beam_prep.documents import Draw
 
 _MARKERS = ("USER:", "ASSISTANT:", "FUNCTION RESPONSE:")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from beam_prep.catalog.shapes import columns, required_text, text
-from beam_prep.templates import Draw, Reject
+from beam_prep.documents import Draw, Reject
 
 _LABELS = ("A", "B", "C", "D")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from beam_prep.templates import Reject, json_type
+from beam_prep.documents import Reject
+from beam_prep.templates import json_type
 
 
 def text(value: Any, where: str) -> str:
