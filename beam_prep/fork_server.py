@@ -87,7 +87,7 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
     import_beam()
     from apache_beam.runners.worker import sdk_worker_main  # noqa: F401
 
-    from beam_prep import transforms  # noqa: F401
+    from pipelines import prepare  # noqa: F401
 
     encoder(spec, backend)
     gc.freeze()

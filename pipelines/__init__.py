@@ -1,1 +1,1 @@
-"""The graphs. They wire the steps of `beam_prep.transforms` together and hold no logic."""
+"""The graphs. They wire `beam_prep.source_steps` and `beam_prep.output_steps` together and hold no logic."""

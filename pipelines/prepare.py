@@ -21,11 +21,13 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints import KV
 from apache_beam.typehints import Any as AnyType
 
-from beam_prep import transforms as t
+from beam_prep import output_steps as o
+from beam_prep import source_steps as s
 from beam_prep.batch_coder import DocumentBatch, RecordBatch
 from beam_prep.dedup import slice_run
 from beam_prep.job import Job
 from beam_prep.runner import FOLD_FROM, FOLD_TO
+from beam_prep.runs import Run
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
@@ -33,56 +35,56 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
     units = (
         pipeline
         | "Sources" >> beam.Create(range(len(job.sources)))
-        | "Match" >> beam.ParDo(t.Match(job))
-        | "Split" >> beam.ParDo(t.Split(job))
+        | "Match" >> beam.ParDo(s.Match(job))
+        | "Split" >> beam.ParDo(s.Split(job))
         | "Distribute" >> beam.Reshuffle()
     )
     by_source = units | FOLD_FROM >> beam.Partition(lambda unit, _: unit[0], len(job.sources))
     documents = [
         by_source[number]
-        | f"Read {name}" >> beam.ParDo(t.Read(job.carrier)).with_output_types(RecordBatch)
-        | f"Transform {name}" >> beam.ParDo(t.Transform(job, number)).with_output_types(DocumentBatch)
-        | f"Mix {name}" >> beam.ParDo(t.Mix(job, number)).with_output_types(DocumentBatch)
+        | f"Read {name}" >> beam.ParDo(s.Read(job.carrier)).with_output_types(RecordBatch)
+        | f"Transform {name}" >> beam.ParDo(s.Transform(job, number)).with_output_types(DocumentBatch)
+        | f"Mix {name}" >> beam.ParDo(s.Mix(job, number)).with_output_types(DocumentBatch)
         for number, name in enumerate(job.names)
     ]
     tokenized = (
         documents
         | FOLD_TO >> beam.Flatten()
         | "Tokenize"
-        >> beam.ParDo(t.Tokenize(job)).with_outputs(t.Tokenize.RUNS, t.Tokenize.REJECTS, t.Tokenize.TALLIES)
+        >> beam.ParDo(s.Tokenize(job)).with_outputs(s.Tokenize.RUNS, s.Tokenize.REJECTS, s.Tokenize.TALLIES)
     )
-    runs = _keyed(tokenized[t.Tokenize.RUNS], str)
+    runs = _keyed(tokenized[s.Tokenize.RUNS], str)
     rejected = (
-        _keyed(tokenized[t.Tokenize.REJECTS], int)
+        _keyed(tokenized[s.Tokenize.REJECTS], int)
         | "Collect rejected" >> beam.GroupByKey()
-        | "Write rejected" >> beam.ParDo(t.WriteRejected(job))
+        | "Write rejected" >> beam.ParDo(s.WriteRejected(job))
     )
     slices = runs | "By key range" >> beam.FlatMap(
-        lambda run, ranges: slice_run(t.Run(*run[1]), ranges), job.key_ranges
+        lambda run, ranges: slice_run(Run(*run[1]), ranges), job.key_ranges
     ).with_output_types(KV[int, AnyType])
     if job.base is not None and job.config.dedup == "exact":
         there = (
             pipeline
             | "Start seen" >> beam.Create([None])
-            | "Sidecars" >> beam.ParDo(t.Sidecars(job)).with_output_types(str)
+            | "Sidecars" >> beam.ParDo(o.Sidecars(job)).with_output_types(str)
             | "Distribute sidecars" >> beam.Reshuffle()
-            | "Seen" >> beam.ParDo(t.Seen(job)).with_output_types(KV[int, AnyType])
+            | "Seen" >> beam.ParDo(o.Seen(job)).with_output_types(KV[int, AnyType])
         )
         slices = (slices, there) | "With seen" >> beam.Flatten()
     deduplicated = (
         slices
         | "Collect key range" >> beam.GroupByKey()
-        | "Deduplicate" >> beam.ParDo(t.Deduplicate(job)).with_outputs(t.Deduplicate.COUNTS, main="duplicates")
+        | "Deduplicate" >> beam.ParDo(o.Deduplicate(job)).with_outputs(o.Deduplicate.COUNTS, main="duplicates")
     )
-    counts = deduplicated[t.Deduplicate.COUNTS] | "Sum counts" >> beam.CombineGlobally(t.SumCounts(job))
+    counts = deduplicated[o.Deduplicate.COUNTS] | "Sum counts" >> beam.CombineGlobally(o.SumCounts(job))
     plan = (
         pipeline
         | "Start balance" >> beam.Create([None])
         | "Balance"
         >> beam.ParDo(
-            t.Balance(job),
+            o.Balance(job),
             AsSingleton(counts),
-            AsIter(tokenized[t.Tokenize.TALLIES]),
+            AsIter(tokenized[s.Tokenize.TALLIES]),
             AsIter(rejected),
         )
     )
@@ -90,7 +92,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
         {"runs": runs, "duplicates": _keyed(deduplicated.duplicates, str)}
         | "Join duplicates" >> beam.CoGroupByKey()
         | "Place"
-        >> beam.ParDo(t.Place(job), AsSingleton(plan)).with_outputs(t.Place.BLOCKS, t.Place.LAST, t.Place.TALLIES)
+        >> beam.ParDo(o.Place(job), AsSingleton(plan)).with_outputs(o.Place.BLOCKS, o.Place.LAST, o.Place.TALLIES)
     )
     records = [*_pack_and_write(placed, job, plan)] | "All shards" >> beam.Flatten()
     return (
@@ -98,33 +100,33 @@ def build(pipeline: beam.Pipeline, job: Job) -> beam.PCollection:
         | "Start finalize" >> beam.Create([None])
         | "Finalize"
         >> beam.ParDo(
-            t.Finalize(job), AsSingleton(plan), AsIter(placed[t.Place.TALLIES]), AsIter(records), AsIter(rejected)
+            o.Finalize(job), AsSingleton(plan), AsIter(placed[o.Place.TALLIES]), AsIter(records), AsIter(rejected)
         )
     )
 
 
 def _pack_and_write(placed: Any, job: Job, plan: beam.PCollection) -> list[beam.PCollection]:
     """Packs every bucket; the last one of an output also takes the rests of the others."""
-    tags = (t.Pack.SHARDS, t.Pack.REMAINDERS)
+    tags = (o.Pack.SHARDS, o.Pack.REMAINDERS)
     packed = (
-        _keyed(placed[t.Place.BLOCKS], int)
+        _keyed(placed[o.Place.BLOCKS], int)
         | "Collect bucket" >> beam.GroupByKey()
-        | "Pack" >> beam.ParDo(t.Pack(job, last=False)).with_outputs(*tags)
+        | "Pack" >> beam.ParDo(o.Pack(job, last=False)).with_outputs(*tags)
     )
     last = (
-        _keyed(placed[t.Place.LAST], int),
-        _keyed(packed[t.Pack.REMAINDERS], int),
+        _keyed(placed[o.Place.LAST], int),
+        _keyed(packed[o.Pack.REMAINDERS], int),
     ) | "With remainders" >> beam.Flatten()
     packed_last = (
         _keyed(last, int)
         | "Collect last bucket" >> beam.GroupByKey()
-        | "Pack last" >> beam.ParDo(t.Pack(job, last=True)).with_outputs(*tags)
+        | "Pack last" >> beam.ParDo(o.Pack(job, last=True)).with_outputs(*tags)
     )
     written = []
-    for label, shards in (("Write", packed[t.Pack.SHARDS]), ("Write last", packed_last[t.Pack.SHARDS])):
+    for label, shards in (("Write", packed[o.Pack.SHARDS]), ("Write last", packed_last[o.Pack.SHARDS])):
         if job.carrier.is_files:  # references only: spread the copying over all workers
             shards = shards | f"Distribute {label.lower()}" >> beam.Reshuffle()
-        written.append(shards | label >> beam.ParDo(t.Write(job), AsSingleton(plan)))
+        written.append(shards | label >> beam.ParDo(o.Write(job), AsSingleton(plan)))
     return written
 
 

@@ -25,8 +25,8 @@ from beam_prep.errors import BeamPrepError
 from beam_prep.ledger import Tally
 from beam_prep.mix import SHARE_BITS, copies, document_ids, rate_of, share_words, split_points
 from beam_prep.mixture import Histogram, cell_of, histogram, merge, nearest_rate, solve
+from beam_prep.output_steps import SumCounts
 from beam_prep.outputs import Output
-from beam_prep.transforms import SumCounts
 
 WHOLE = (0.0, 1.0)
 CLOSE = 0.005

@@ -30,7 +30,7 @@ from results import (
 )
 from tokenizers import Tokenizer
 
-from beam_prep import balance, sources, tokenization, transforms
+from beam_prep import balance, output_steps, source_steps, sources, tokenization
 from beam_prep.config import parse_config
 from beam_prep.documents import Segments
 from beam_prep.errors import BeamPrepError, ConfigError
@@ -598,7 +598,7 @@ class TestFailures:
             "a shard lost": "buckets.pack_bucket",
             "a shard cut": "write_shard",
         }[fault]
-        owner: Any = transforms
+        owner: Any = source_steps if fault == "a document lost" else output_steps
         *modules, name = step.split(".")
         for module in modules:
             owner = getattr(owner, module)

@@ -9,7 +9,7 @@ import pytest
 from small_job import CONFIG, contents, make_small, prepared, start, write_inputs
 from steps import Doc, make_run
 
-from beam_prep import resume, storage, tokenization, transforms
+from beam_prep import output_steps, resume, storage, tokenization
 from beam_prep.carrier import Carrier
 from beam_prep.launch import run
 from beam_prep.resume import FinishedRun, finished_runs, keep_run
@@ -198,12 +198,12 @@ def killed(config: str, out: Path, where: Any, name: str, number: int, after: bo
 def test_killed_while_shards_are_written(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """Some sources are written once (their tokens are given back), one is not; shards hold documents of both."""
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, transforms, "write_shard", 2, True)  # a shard without its record
+    killed(config, out, output_steps, "write_shard", 2, True)  # a shard without its record
     killed(config, out, resume, "keep_shard", 2, True)  # its record, and its tokens are still there
-    killed(config, out, transforms, "give_back", 4, True)  # which is called for shards that are found, too
+    killed(config, out, output_steps, "give_back", 4, True)  # which is called for shards that are found, too
     assert len(list(out.glob(".work/shards/*"))) == 4
     with pytest.MonkeyPatch.context() as patch:
-        written = fail_at(patch, transforms, "write_shard", -1, False)
+        written = fail_at(patch, output_steps, "write_shard", -1, False)
         encoded = fail_at(patch, tokenization, "RunBuilder", -1, False)
         run(prepared(config, out))
     assert contents(out) == undisturbed
@@ -215,7 +215,7 @@ def test_a_power_cut_while_shards_are_written(
     folder: Path, undisturbed: dict[str, str], tmp_path: Path, cut_power: Callable[[], None]
 ) -> None:
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, transforms, "give_back", 3, True)
+    killed(config, out, output_steps, "give_back", 3, True)
     cut_power()
     killed(config, out, tokenization, "keep_run", 4, True)  # some runs are those of the first attempt, some of this one
     cut_power()
@@ -233,11 +233,11 @@ def test_a_power_cut_after_all_was_forced_to_the_disk(
     """Then nothing is tokenized again, though the tokens of finished shards are given back."""
     monkeypatch.setattr(resume, "SETTLE_BYTES", 1)
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, transforms, "give_back", 3, True)
+    killed(config, out, output_steps, "give_back", 3, True)
     cut_power()
     with pytest.MonkeyPatch.context() as patch:
         encoded = fail_at(patch, tokenization, "RunBuilder", -1, False)
-        killed(config, out, transforms, "give_back", 5, True)
+        killed(config, out, output_steps, "give_back", 5, True)
         assert encoded == []
     sorted(out.glob("*/tokenized-samples/*.bin"))[0].unlink()
     cut_power()
@@ -252,7 +252,7 @@ def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str]
     """Their tokens are given back: they are made again."""
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
     for damage in ("deleted", "changed", "record"):
-        killed(config, out, transforms, "give_back", 5, True)
+        killed(config, out, output_steps, "give_back", 5, True)
         shard = sorted(out.glob("*/tokenized-samples/*.bin"))[0]
         if damage == "deleted":
             shard.unlink()
@@ -272,7 +272,7 @@ def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str]
 
 def test_a_moved_output(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, transforms, "give_back", 3, True)
+    killed(config, out, output_steps, "give_back", 3, True)
     shutil.copytree(out, tmp_path / "copied")
     shutil.move(out, tmp_path / "moved")
     for name in ("moved", "copied"):
@@ -285,7 +285,7 @@ def test_a_moved_output(folder: Path, undisturbed: dict[str, str], tmp_path: Pat
 
 def test_another_configuration_is_never_mixed_in(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, transforms, "give_back", 3, True)
+    killed(config, out, output_steps, "give_back", 3, True)
     other = prepared(config, out, seed=9)
     assert other.claim.replaced
     assert not other.claim.resumed
@@ -298,7 +298,7 @@ def test_another_configuration_is_never_mixed_in(folder: Path, undisturbed: dict
 
 def test_fresh_starts_over(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, transforms, "give_back", 3, True)
+    killed(config, out, output_steps, "give_back", 3, True)
     made = prepared(config, out, fresh=True)
     assert not made.claim.resumed
     assert not storage.list_files(f"{out}/.work/runs")

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 from results import Reference, manifest_of, read_documents, sequences_by_forager, shard_hashes, text
 
-from beam_prep import balance, sources, tokenization, transforms
+from beam_prep import balance, source_steps, sources, tokenization
 from beam_prep.config import parse_config
 from beam_prep.errors import BeamPrepError, ConfigError
 from beam_prep.launch import RunOptions, prepare, run
@@ -115,7 +115,7 @@ def counted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         return wrapped
 
     def read(*args: Any, **more: Any) -> Any:
-        for batch in transforms_read(*args, **more):
+        for batch in read_unit(*args, **more):
             counts.lines.append(len(batch.lines))
             yield batch
 
@@ -128,11 +128,13 @@ def counted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
         return Counting()
 
-    transforms_read, tokenization_encoder = transforms.read_unit, tokenization.encoder
+    read_unit, tokenization_encoder = source_steps.read_unit, tokenization.encoder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transforms, "read_unit", read)
+        patch.setattr(source_steps, "read_unit", read)
         patch.setattr(
-            transforms, "transform_batch", counting(transforms.transform_batch, counts.records, lambda b: len(b.lines))
+            source_steps,
+            "transform_batch",
+            counting(source_steps.transform_batch, counts.records, lambda b: len(b.lines)),
         )
         patch.setattr(tokenization, "encoder", encoder)
         out = start(CONFIG.replace("{folder}", str(inputs)), tmp_path_factory.mktemp("stages") / "out")

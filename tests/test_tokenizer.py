@@ -158,7 +158,7 @@ class TestBundled:
     def test_transformers_is_not_imported_for_it(self) -> None:
         code = (
             "import sys\n"
-            "from beam_prep import job, launch, transforms\n"
+            "from beam_prep import job, launch, output_steps, source_steps\n"
             "from beam_prep.tokenizer import encoder, resolve\n"
             "encoder(resolve('qwen3'), 'huggingface').encode(['a'])\n"
             "sys.exit('transformers' in sys.modules)\n"
