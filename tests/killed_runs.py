@@ -1,4 +1,4 @@
-"""A program for `test_chaos`: runs the command in fresh processes, one after the other, without importing Beam again.
+"""A program for `test_chaos`: runs the command in processes of their own, in which Beam and the tokenizer are loaded.
 
 Reads a line for each run: the file for what it prints, then the arguments, all as JSON. Prints `started PID` and, when
 it is over, `ended STATUS` (negative: the signal that ended it). Each run is a process group of its own.
@@ -10,9 +10,12 @@ import sys
 
 import apache_beam  # noqa: F401
 
-from beam_prep import cli, launch, verification  # noqa: F401
+from beam_prep import cli, launch, report_page, verification  # noqa: F401
 from beam_prep.runner import LocalRunner  # noqa: F401
+from beam_prep.tokenizer import encoder, resolve
 from pipelines import prepare  # noqa: F401
+
+encoder(resolve("qwen3"), "auto")
 
 
 def run(log: str, arguments: list[str]) -> None:
