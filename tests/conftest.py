@@ -106,6 +106,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs make no report, which takes each a moment; for tests of something else."""
+    from beam_prep import report
+
+    monkeypatch.setattr(report, "try_report", lambda *_: None)
+
+
+@pytest.fixture
 def damaged(finished: Finished, tmp_path: Path) -> Path:
     """A copy of the finished output, for a test to damage."""
     return Path(shutil.copytree(finished.output, tmp_path / "out"))

@@ -42,7 +42,8 @@ class DataflowStub:
 
     def start(self) -> None:
         """Begins to serve, in a thread."""
-        threading.Thread(target=self._server.serve_forever, name="dataflow-stub", daemon=True).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(0.02,), name="dataflow-stub", daemon=True).start()
 
     def stop(self) -> None:
         """Ends serving."""

@@ -29,7 +29,7 @@ TOO_MANY, UNAVAILABLE, REFUSED, FORGOTTEN, CUT, SLOW = "429", "503", "reset", "a
 FORBIDDEN = "403"
 """Will not pass, and so is none of the others."""
 ALL_FAULTS = (TOO_MANY, UNAVAILABLE, REFUSED, FORGOTTEN, CUT, SLOW)
-_SLOW_SECONDS = 0.1
+_SLOW_SECONDS = 0.02
 
 Faults = Callable[[str, str], str | None]
 """(method, path with query) → the fault of this request, or None."""
@@ -79,7 +79,8 @@ class Emulator:
 
     def start(self) -> None:
         """Begins to serve, in a thread."""
-        threading.Thread(target=self._server.serve_forever, name="gcs-emulator", daemon=True).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(0.02,), name="gcs-emulator", daemon=True).start()
 
     def stop(self) -> None:
         """Ends serving; what was stored is gone."""

@@ -96,7 +96,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.ser
     """A store whose bucket `bucket` is a folder."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Requests)
     server.root, server.asked = tmp_path, []
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(byte_ranges, "_client", None)

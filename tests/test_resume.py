@@ -16,6 +16,8 @@ from beam_prep.resume import FinishedRun, finished_runs, keep_run
 from beam_prep.runs import run_digest, run_name
 from beam_prep.sources import Position
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 UNIT = "00ff00ff00ff00ff"
 
 
@@ -195,6 +197,22 @@ def killed(config: str, out: Path, where: Any, name: str, number: int, after: bo
     assert not (out / "_SUCCESS").exists()
 
 
+@pytest.fixture(scope="module")
+def halfway(folder: Path) -> Path:
+    """An output whose run was killed when it had given back the tokens of three shards."""
+    out = folder / "halfway"
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        killed(CONFIG.format(folder=folder), out, output_steps, "give_back", 3, True)
+    return out
+
+
+@pytest.fixture
+def begun(halfway: Path, tmp_path: Path) -> Path:
+    """A copy of it, for a test to go on with."""
+    return Path(shutil.copytree(halfway, tmp_path / "out"))
+
+
 def test_killed_while_shards_are_written(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     """Some sources are written once (their tokens are given back), one is not; shards hold documents of both."""
     config, out = CONFIG.format(folder=folder), tmp_path / "out"
@@ -212,10 +230,9 @@ def test_killed_while_shards_are_written(folder: Path, undisturbed: dict[str, st
 
 
 def test_a_power_cut_while_shards_are_written(
-    folder: Path, undisturbed: dict[str, str], tmp_path: Path, cut_power: Callable[[], None]
+    folder: Path, undisturbed: dict[str, str], begun: Path, cut_power: Callable[[], None]
 ) -> None:
-    config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, output_steps, "give_back", 3, True)
+    config, out = CONFIG.format(folder=folder), begun
     cut_power()
     killed(config, out, tokenization, "keep_run", 4, True)  # some runs are those of the first attempt, some of this one
     cut_power()
@@ -248,11 +265,11 @@ def test_a_power_cut_after_all_was_forced_to_the_disk(
     assert contents(out) == undisturbed
 
 
-def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str], halfway: Path, tmp_path: Path) -> None:
     """Their tokens are given back: they are made again."""
-    config, out = CONFIG.format(folder=folder), tmp_path / "out"
+    config = CONFIG.format(folder=folder)
     for damage in ("deleted", "changed", "record"):
-        killed(config, out, output_steps, "give_back", 5, True)
+        out = Path(shutil.copytree(halfway, tmp_path / damage))
         shard = sorted(out.glob("*/tokenized-samples/*.bin"))[0]
         if damage == "deleted":
             shard.unlink()
@@ -270,9 +287,8 @@ def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str]
     assert contents(out) == undisturbed
 
 
-def test_a_moved_output(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, output_steps, "give_back", 3, True)
+def test_a_moved_output(folder: Path, undisturbed: dict[str, str], begun: Path, tmp_path: Path) -> None:
+    config, out = CONFIG.format(folder=folder), begun
     shutil.copytree(out, tmp_path / "copied")
     shutil.move(out, tmp_path / "moved")
     for name in ("moved", "copied"):
@@ -283,9 +299,8 @@ def test_a_moved_output(folder: Path, undisturbed: dict[str, str], tmp_path: Pat
         assert contents(tmp_path / name) == undisturbed
 
 
-def test_another_configuration_is_never_mixed_in(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, output_steps, "give_back", 3, True)
+def test_another_configuration_is_never_mixed_in(folder: Path, undisturbed: dict[str, str], begun: Path) -> None:
+    config, out = CONFIG.format(folder=folder), begun
     other = prepared(config, out, seed=9)
     assert other.claim.replaced
     assert not other.claim.resumed
@@ -296,9 +311,8 @@ def test_another_configuration_is_never_mixed_in(folder: Path, undisturbed: dict
     assert contents(out) == undisturbed
 
 
-def test_fresh_starts_over(folder: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    config, out = CONFIG.format(folder=folder), tmp_path / "out"
-    killed(config, out, output_steps, "give_back", 3, True)
+def test_fresh_starts_over(folder: Path, undisturbed: dict[str, str], begun: Path) -> None:
+    config, out = CONFIG.format(folder=folder), begun
     made = prepared(config, out, fresh=True)
     assert not made.claim.resumed
     assert not storage.list_files(f"{out}/.work/runs")
