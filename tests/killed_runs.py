@@ -9,6 +9,8 @@ import os
 import sys
 
 import apache_beam  # noqa: F401
+import pytest
+from quick_graphs import quicken
 
 from beam_prep import cli, launch, report_page, verification  # noqa: F401
 from beam_prep.runner import LocalRunner  # noqa: F401
@@ -16,6 +18,7 @@ from beam_prep.tokenizer import encoder, resolve
 from pipelines import prepare  # noqa: F401
 
 encoder(resolve("qwen3"), "auto")
+quicken(pytest.MonkeyPatch())
 
 
 def run(log: str, arguments: list[str]) -> None:

@@ -34,6 +34,8 @@ from beam_prep.sampled_source import ratio_error
 from beam_prep.sizes import parse_size
 from beam_prep.sources import InputFile, match_source, split_source
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 WORDS = ["the", "of", "return", "naïve", "x=1;", "中文", "3.14", "<|im_end|>", "and", "theorem", "🇩🇪", "123"]
 COMPRESS = {
     "": bytes,

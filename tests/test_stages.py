@@ -24,6 +24,8 @@ from beam_prep.launch import RunOptions, prepare, run
 from beam_prep.mix import document_ids, split_points
 from beam_prep.tokenizer import TokenizerSpec, decoder
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 LONG = 32_000
 SPLITS = {"train": 0.8, "val": 0.2}
 WEIGHTS = {"books": 2.0, "notes": 1.0, "code": 3.0, "proofs": 1.0}
