@@ -18,14 +18,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from faulty_files import SCHEME, Faults, faulty_calls, faulty_file_system
 from small_job import CONFIG, contents, make_small, start, write_inputs
 
 from beam_prep import retries, storage
+from beam_prep.cli import cli
 from beam_prep.errors import BeamPrepError
 from beam_prep.parquet import row_group_bytes
 from beam_prep.reading import read_unit
 from beam_prep.sources import match_source, split_source
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 SYNC = "write to the disk"
 """Of what cannot be done again: what the system could not write it has forgotten."""
@@ -451,10 +455,11 @@ def test_a_worker_that_is_killed_and_a_second_run(long_job: Path, tmp_path: Path
     _, *workers = [process for process in descendants(running.pid) if b"beam_prep.fork_server" in command_line(process)]
     for worker in workers:  # so that the job waits for its second run
         os.kill(worker, signal.SIGSTOP)
-    second = begin(long_job, out)
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 1
-    assert err == f"error: output {out}: another run is writing there; wait for it, or choose another --output\n"
+    second = CliRunner().invoke(cli, ["run", str(long_job), "--output", str(out), "--quiet"])
+    assert second.exit_code == 1
+    assert second.stderr == (
+        f"error: output {out}: another run is writing there; wait for it, or choose another --output\n"
+    )
     os.kill(workers[-1], signal.SIGKILL)
     for worker in workers[:-1]:
         os.kill(worker, signal.SIGCONT)
