@@ -403,18 +403,24 @@ def test_a_footer_that_may_not_be_read(tmp_path: Path) -> None:
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
+# The processes read this when they start: a little data gives several runs.
+SMALL = "from beam_prep import tokenization; tokenization.RUN_BYTES = 4 << 20"
+
+
 def begin(config: Path, out: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "beam_prep", "run", str(config), "--output", str(out), "--quiet", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(config.parent), *filter(None, sys.path)])}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
 def long_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration with some seconds of work."""
     folder = tmp_path_factory.mktemp("long")
+    (folder / "sitecustomize.py").write_text(SMALL)
     line = json.dumps({"text": "some words to be encoded " * 200}) + "\n"
     with open(folder / "long.jsonl", "w") as file:
-        file.writelines(line.replace("some", f"{n} some", 1) for n in range(12_000))
+        file.writelines(line.replace("some", f"{n} some", 1) for n in range(5_000))
     path = folder / "c.yaml"
     path.write_text(
         f"context_length: 512\ndatasets:\n  - {{name: long, text_field: text, input: {folder}/long.jsonl}}\n"
