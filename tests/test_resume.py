@@ -265,7 +265,9 @@ def test_a_power_cut_after_all_was_forced_to_the_disk(
     assert contents(out) == undisturbed
 
 
-def test_finished_shards_that_are_lost(folder: Path, undisturbed: dict[str, str], halfway: Path, tmp_path: Path) -> None:
+def test_finished_shards_that_are_lost(
+    folder: Path, undisturbed: dict[str, str], halfway: Path, tmp_path: Path
+) -> None:
     """Their tokens are given back: they are made again."""
     config = CONFIG.format(folder=folder)
     for damage in ("deleted", "changed", "record"):
