@@ -420,7 +420,7 @@ def long_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sitecustomize.py").write_text(SMALL)
     line = json.dumps({"text": "some words to be encoded " * 200}) + "\n"
     with open(folder / "long.jsonl", "w") as file:
-        file.writelines(line.replace("some", f"{n} some", 1) for n in range(5_000))
+        file.writelines(line.replace("some", f"{n} some", 1) for n in range(6_000))
     path = folder / "c.yaml"
     path.write_text(
         f"context_length: 512\ndatasets:\n  - {{name: long, text_field: text, input: {folder}/long.jsonl}}\n"
@@ -429,11 +429,11 @@ def long_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for(running: subprocess.Popen, out: Path, pattern: str) -> None:
-    for _ in range(2400):
+    for _ in range(12_000):
         if list(out.glob(pattern)):
             return
         assert running.poll() is None, running.communicate()
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise AssertionError(f"{pattern} does not come")
 
 
