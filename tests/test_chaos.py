@@ -1,5 +1,6 @@
 """A job that is killed at any moment, and started again, gives the bytes of one that was left alone."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -104,7 +105,8 @@ class Runs:
         while not select.select([self._program.stdout], [], [], 0.002)[0]:
             if kill_when():
                 time.sleep(delay)
-                os.killpg(int(process), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(int(process), signal.SIGKILL)
                 break
         return int(self._line()[1])
 
