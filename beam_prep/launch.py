@@ -197,6 +197,9 @@ def _begin_loading(prepared: Prepared) -> ForkServer | None:
     elif fork_server.POSSIBLE:
         server = fork_server.ForkServer(job.tokenizer, job.config.tokenizer_backend)
     import_beam()
+    from beam_prep.quick_graphs import quicken
+
+    quicken()
     return server
 
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +21,6 @@ settings.load_profile("beam-prep")
 Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).encode_batch(["a", "a"])
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_graphs() -> Iterator[None]:
-    """Runs in this process build their graphs in half the time."""
-    from quick_graphs import quicken
-
-    with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import os
 import sys
 
 import apache_beam  # noqa: F401
-import pytest
-from quick_graphs import quicken
 
 from beam_prep import cli, launch, report_page, verification  # noqa: F401
 from beam_prep.runner import LocalRunner  # noqa: F401
@@ -18,7 +16,6 @@ from beam_prep.tokenizer import encoder, resolve
 from pipelines import prepare  # noqa: F401
 
 encoder(resolve("qwen3"), "auto")
-quicken(pytest.MonkeyPatch())
 
 
 def run(log: str, arguments: list[str]) -> None:
