@@ -21,8 +21,9 @@ from collections.abc import Mapping
 
 from beam_prep import worker
 from beam_prep.lean_beam import import_beam
+from beam_prep.parity import reference
 from beam_prep.process_setup import limit_arenas
-from beam_prep.tokenizer import TokenizerSpec, encoder
+from beam_prep.tokenizer import TokenizerSpec, encoder, load_ahead
 
 POSSIBLE = sys.platform == "linux"
 """Elsewhere some system libraries do not survive a fork."""
@@ -84,11 +85,15 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
     worker.leave_interrupts_to_parent()
     limit_arenas()  # for the workers
     gc.disable()
+    loading = load_ahead(spec, backend)
     import_beam()
     from apache_beam.runners.worker import sdk_worker_main  # noqa: F401
 
     from pipelines import prepare  # noqa: F401
 
+    if loading is not None:
+        reference(spec)
+        loading.join()
     encoder(spec, backend)
     gc.freeze()
     workers: dict[int, str] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from beam_prep.errors import BeamPrepError
@@ -13,12 +15,17 @@ MAX_CHARS = 16_384
 """A longer piece is compared by its beginning."""
 
 
+@lru_cache(maxsize=1)  # it takes 0.6 s, and there may be many bundles
+def reference(spec: TokenizerSpec) -> HuggingFaceEncoder:
+    """The process's one Hugging Face tokenizer to compare with."""
+    return HuggingFaceEncoder(spec)
+
+
 class ParityCheck:
     """Compares a fast encoder with the reference; loads the reference at the first document."""
 
     def __init__(self, spec: TokenizerSpec, fast: Encoder):
         self._spec, self._fast = spec, fast
-        self._reference: HuggingFaceEncoder | None = None
         self.documents = 0
 
     @staticmethod
@@ -32,10 +39,8 @@ class ParityCheck:
         Raises:
           BeamPrepError: they differ; names the document and the way out.
         """
-        if self._reference is None:
-            self._reference = HuggingFaceEncoder(self._spec)
         shortened = [piece[:MAX_CHARS] for piece in pieces]
-        ids, bounds = self._reference.encode(shortened)
+        ids, bounds = reference(self._spec).encode(shortened)
         for number, piece in enumerate(pieces):
             wanted = ids[4 * int(bounds[number]) : 4 * int(bounds[number + 1])]
             got = produced[number] if len(piece) <= MAX_CHARS else self._fast.encode([shortened[number]])[0]

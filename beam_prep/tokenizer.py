@@ -246,14 +246,14 @@ def encoder(spec: TokenizerSpec, backend: str) -> Encoder:
         return _encoders[key]
 
 
-def load_ahead(spec: TokenizerSpec, backend: str) -> None:
+def load_ahead(spec: TokenizerSpec, backend: str) -> threading.Thread | None:
     """Has a thread load the encoder that this process is about to need; `encoder` waits for it.
 
     fastokens lets go of the GIL while it loads, so that Beam is imported meanwhile; the Hugging Face tokenizer does
     not, and is left alone.
     """
     if backend == "huggingface" or not has_fastokens():
-        return
+        return None
     _one_thread()  # before there is a thread: an environment is not safe to change beside others
     limit_arenas()
 
@@ -262,7 +262,9 @@ def load_ahead(spec: TokenizerSpec, backend: str) -> None:
             encoder(spec, backend)
 
     # A command that fails, or has nothing to do, does not wait for it.
-    threading.Thread(target=load, name="beam-prep-load", daemon=True).start()
+    thread = threading.Thread(target=load, name="beam-prep-load", daemon=True)
+    thread.start()
+    return thread
 
 
 def load_bundled_ahead(name: str, backend: str) -> None:
