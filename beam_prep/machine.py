@@ -19,8 +19,9 @@ LEADER_BYTES = 500 * MB
 DEFAULT_BYTES = 1500 * MB
 """For one process; most of what is above `PROCESS_BYTES` is never used."""
 _CORES_A_PROCESS = 2
-"""A process reads and renders in one thread, encodes and writes in others. A second process on two cores makes plain
-text slower (0.94) and chats a little faster (1.05 to 1.23), for twice the memory (`benchmarks/workers.py`)."""
+"""A process reads and renders in one thread, encodes and writes in others. On two cores a second process makes chats
+1.3 to 1.7 times as fast and plain text 1.1 to 1.2 times, but takes more than twice the memory, above the 1.5 GB that a
+run may take unasked (`benchmarks/workers.py`)."""
 _INPUT_A_PROCESS = 500 * MB
 """Less than this does not pay for the start of another process."""
 _MOST_ENCODERS = 4
