@@ -75,7 +75,7 @@ class ForkServer:
             name, status = json.loads(line)
             self._ended[name].put(status)
         status = self._process.wait()
-        for ended in self._ended.values():
+        for ended in list(self._ended.values()):
             ended.put(status)
 
 
@@ -91,10 +91,11 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
 
     from pipelines import prepare  # noqa: F401
 
-    if loading is not None:
-        reference(spec)
-        loading.join()
-    encoder(spec, backend)
+    with contextlib.suppress(Exception):  # a worker tries again, and can say to whom it matters why it fails
+        if loading is not None:
+            reference(spec)
+            loading.join()
+        encoder(spec, backend)
     gc.freeze()
     workers: dict[int, str] = {}
     pending = b""

@@ -84,6 +84,16 @@ def test_how_workers_end(server: ForkServer) -> None:
     assert server.run_worker("d", NOBODY) == -9
 
 
+def test_a_tokenizer_that_cannot_be_loaded_is_the_workers_to_report() -> None:
+    server = ForkServer(resolve("qwen3")._replace(sha256="0" * 64), "auto")
+    with ThreadPoolExecutor(1) as pool:
+        end = pool.submit(server.run_worker, "a", NOBODY)
+        (worker,) = wait_for_children(server._process.pid, 1)
+        os.kill(worker, signal.SIGKILL)
+        assert end.result(timeout=30) == -9
+    server.close()
+
+
 def test_workers_do_not_outlive_who_started_them(tmp_path: Path) -> None:
     code = textwrap.dedent(
         f"""
