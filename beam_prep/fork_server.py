@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -98,6 +99,16 @@ def serve(spec: TokenizerSpec, backend: str) -> None:
         encoder(spec, backend)
     gc.freeze()
     workers: dict[int, str] = {}
+    try:
+        with contextlib.suppress(BrokenPipeError):  # the parent has left
+            _serve_workers(parent, workers)
+    finally:
+        for process in workers:  # nobody waits for them any more
+            os.kill(process, signal.SIGKILL)
+
+
+def _serve_workers(parent: int, workers: dict[int, str]) -> None:
+    """See `serve`. `workers`: process → name of those that run."""
     pending = b""
     while os.getppid() == parent:
         if select.select([0], [], [], _POLL_SECONDS)[0]:

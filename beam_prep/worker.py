@@ -15,8 +15,11 @@ DEBUG_VARIABLE = "BEAM_PREP_DEBUG"
 _POLL_SECONDS = 0.2
 
 
+_NOISE = ("Traceback (most recent", "Logging client failed")
+
+
 class _WithoutTracebacks:
-    """stderr without the tracebacks that Beam prints there: what failed is also raised in the parent."""
+    """stderr without the tracebacks that Beam prints there: what failed is raised in the parent too, or it has left."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -24,7 +27,7 @@ class _WithoutTracebacks:
 
     def write(self, text: str) -> int:
         """Writes a text that is no traceback, nor the line feed that `print` puts behind one."""
-        self._dropped = text.startswith("Traceback (most recent") or (self._dropped and text == "\n")
+        self._dropped = text.startswith(_NOISE) or (self._dropped and text == "\n")
         return len(text) if self._dropped else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
