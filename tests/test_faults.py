@@ -438,11 +438,11 @@ def wait_for(running: subprocess.Popen, out: Path, pattern: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("second", [None, signal.SIGINT])
-def test_asked_to_end(long_job: Path, tmp_path: Path, second: signal.Signals | None) -> None:
+@pytest.mark.parametrize(("second", "workers"), [(None, "1"), (None, "2"), (signal.SIGINT, "1")])
+def test_asked_to_end(long_job: Path, tmp_path: Path, second: signal.Signals | None, workers: str) -> None:
     """SIGTERM, as service managers send it, to the first process only."""
     out = tmp_path / "out"
-    running = begin(long_job, out)
+    running = begin(long_job, out, "--workers", workers)
     wait_for(running, out, ".work/progress/*")
     running.send_signal(signal.SIGTERM)
     if second is not None:
