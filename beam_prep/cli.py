@@ -99,7 +99,7 @@ def run(
     path, beam = split_arguments(arguments)
     use_options(beam)
     config = load_config(path, overrides(keys))
-    if runner in LOCAL_RUNNERS and is_for_one_process(workers):
+    if runner in LOCAL_RUNNERS and is_for_one_process(workers, memory):
         load_bundled_ahead(config.tokenizer, config.tokenizer_backend)  # takes longer than everything up to its use
     from beam_prep.launch import RunOptions
 

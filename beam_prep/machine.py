@@ -21,7 +21,7 @@ DEFAULT_BYTES = 1500 * MB
 _CORES_A_PROCESS = 2
 """A process reads and renders in one thread, encodes and writes in others. On two cores a second process makes chats
 1.3 to 1.7 times as fast and plain text 1.1 to 1.2 times, but takes more than twice the memory, above the 1.5 GB that a
-run may take unasked (`benchmarks/workers.py`)."""
+run may take unasked (`benchmarks/workers.py`): so there is one for each core only where `--memory` says that it may."""
 _INPUT_A_PROCESS = 500 * MB
 """Less than this does not pay for the start of another process."""
 _MOST_ENCODERS = 4
@@ -60,9 +60,14 @@ def total_memory() -> int | None:
     return min(found, default=None)
 
 
-def is_for_one_process(workers: int | None) -> bool:
-    """Whether a run of so many `--workers` (None: not asked for) takes one process, whatever its input is."""
-    return (cores() // _CORES_A_PROCESS if workers is None else workers) <= 1
+def is_for_one_process(workers: int | None, memory: str | None) -> bool:
+    """Whether a run takes one process whatever its input is. `workers`, `memory`: as asked for; None if not."""
+    return (_most_useful(cores(), memory is not None) if workers is None else workers) <= 1
+
+
+def _most_useful(available_cores: int, memory_given: bool) -> int:
+    """Processes that so many cores are worth."""
+    return available_cores if memory_given else available_cores // _CORES_A_PROCESS
 
 
 def _fitting(memory: int) -> int:
@@ -94,7 +99,7 @@ def allot(
     if memory is not None and not most:
         raise ConfigError(f"--memory {size(memory)}: a process takes {size(PROCESS_BYTES)} at the least; give more")
     if workers is None:
-        wanted = min(available_cores // _CORES_A_PROCESS, input_bytes // _INPUT_A_PROCESS, most)
+        wanted = min(_most_useful(available_cores, memory is not None), input_bytes // _INPUT_A_PROCESS, most)
         workers = max(1, wanted)
     elif memory is not None and workers > most:
         raise ConfigError(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_prep.errors import ConfigError
-from beam_prep.machine import DEFAULT_BYTES, LEADER_BYTES, PROCESS_BYTES, allot, cores, total_memory
+from beam_prep.machine import DEFAULT_BYTES, LEADER_BYTES, PROCESS_BYTES, allot, cores, is_for_one_process, total_memory
 
 GB = 10**9
 
@@ -16,6 +16,15 @@ def test_the_usual_is_one_process_for_two_cores() -> None:
     assert allot(None, None, int(1.5 * GB), 16, 64 * GB).workers == 3  # a process more costs more than it brings
     assert allot(None, None, 10, 16, 64 * GB).workers == 1
     assert allot(None, None, 100 * GB, 64, 8 * GB).workers == 3  # half of the memory
+
+
+def test_memory_that_is_given_is_used() -> None:
+    assert allot(None, 3 * GB, 100 * GB, 2, 24 * GB).workers == 2
+    assert allot(None, 2 * GB, 100 * GB, 2, 24 * GB).workers == 1
+    assert allot(None, 30 * GB, 100 * GB, 16, 64 * GB).workers == 16
+    assert allot(None, 30 * GB, 2 * GB, 16, 64 * GB).workers == 4
+    assert is_for_one_process(1, None) and is_for_one_process(1, "9GB") and not is_for_one_process(2, None)
+    assert is_for_one_process(None, "9GB") == (cores() == 1)
 
 
 def test_what_is_asked_for_is_given() -> None:
