@@ -20,7 +20,7 @@ DEFAULT_BYTES = 1500 * MB
 """For one process; most of what is above `PROCESS_BYTES` is never used."""
 _CORES_A_PROCESS = 2
 """A process reads and renders in one thread, encodes and writes in others. On two cores a second process makes chats
-1.3 to 1.7 times as fast and plain text 1.1 to 1.2 times, but takes more than twice the memory, above the 1.5 GB that a
+1.4 to 1.7 times as fast and plain text 1.1 to 1.2 times, but takes more than twice the memory, above the 1.5 GB that a
 run may take unasked (`benchmarks/workers.py`): so there is one for each core only where `--memory` says that it may."""
 _INPUT_A_PROCESS = 500 * MB
 """Less than this does not pay for the start of another process."""

@@ -51,7 +51,7 @@ def make_text(size: int, folder: Path) -> dict:
     return {"name": "text", "text_field": "text", "input": [str(p) for p in make_corpus(size, folder / "corpus")]}
 
 
-WORKLOADS: dict[str, tuple[Callable[[int, Path], dict], float]] = {"chat": (make_chat, 1.2e9), "text": (make_text, 2e9)}
+WORKLOADS: dict[str, tuple[Callable[[int, Path], dict], float]] = {"chat": (make_chat, 2e9), "text": (make_text, 2e9)}
 """How the input is made, and how large it is by default."""
 
 
@@ -72,7 +72,7 @@ def once(dataset: dict, workers: int, work: Path) -> Measured:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bytes", type=float, help="input of each workload (default 1.2e9 of chats, 2e9 of text)")
+    parser.add_argument("--bytes", type=float, help="input of each workload (default 2e9)")
     parser.add_argument("--only", choices=list(WORKLOADS), help="one workload")
     parser.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--work", type=Path, default=DATA / "workers", help="folder (default %(default)s)")
