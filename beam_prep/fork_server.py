@@ -1,8 +1,8 @@
 """Fork server: worker processes of the local runner that start in no time, with Beam and the tokenizer loaded once.
 
 Importing Beam and loading a tokenizer cost a process some 3 s of CPU and 350 MB. So one process does both while the
-parent builds the graph, and forks a worker whenever it is asked to. It does nothing else, above all not in threads of
-Python: a fork copies the one thread that calls it, and a lock that another held would stay locked for ever.
+parent builds the graph, and forks a worker whenever it is asked to. It has no other thread of Python by then: a fork
+copies the one thread that calls it, and a lock that another held would stay locked for ever.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from beam_prep import arguments, fork_server, placeholders, storage
 from beam_prep.config import Config, load_config
 from beam_prep.dedup import key_ranges
 from beam_prep.errors import BeamPrepError, ConfigError, from_runner
-from beam_prep.fork_server import ForkServer
 from beam_prep.increments import Grown, only_new, open_output, refuse_shares, require_same
 from beam_prep.inputs import write_inputs
 from beam_prep.job import Job, Source, make_job, recipe, resolve_sources
@@ -153,12 +152,14 @@ def run(prepared: Prepared) -> Any:
       BeamPrepError: the run failed; nothing in the output looks finished.
     """
     job, options = prepared.job, prepared.options
-    workers = _begin_loading(prepared) if options.runner in LOCAL_RUNNERS else None
-    from pipelines.prepare import build
-
-    if job.carrier.work:
-        os.makedirs(job.carrier.work, exist_ok=True)
+    workers = None
     try:
+        if options.runner in LOCAL_RUNNERS:
+            workers = _begin_loading(prepared)
+        from pipelines.prepare import build
+
+        if job.carrier.work:
+            os.makedirs(job.carrier.work, exist_ok=True)
         storage.require_temporary_folder()
         write_inputs(job.output, job.label, job.names, prepared.files)
         pipeline, only_written = _pipeline(options, prepared.workers, workers)
@@ -189,7 +190,7 @@ def run(prepared: Prepared) -> Any:
             prepared.claim.lock.release()
 
 
-def _begin_loading(prepared: Prepared) -> ForkServer | None:
+def _begin_loading(prepared: Prepared) -> fork_server.ForkServer | None:
     """Loads what local workers need while the graph is built; returns what several of them come from."""
     job, server = prepared.job, None
     if prepared.workers <= 1:
@@ -215,7 +216,7 @@ def launch_nothing(options: RunOptions) -> None:
     pipeline.run()
 
 
-def _pipeline(options: RunOptions, workers: int = 1, server: ForkServer | None = None) -> tuple[Any, bool]:
+def _pipeline(options: RunOptions, workers: int = 1, server: fork_server.ForkServer | None = None) -> tuple[Any, bool]:
     """(an empty pipeline, whether running it only writes its graph)."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
@@ -226,7 +227,7 @@ def _pipeline(options: RunOptions, workers: int = 1, server: ForkServer | None =
     return beam.Pipeline(runner=runner, options=made), bool(made.view_as(GoogleCloudOptions).template_location)
 
 
-def _runner(options: RunOptions, workers: int, server: ForkServer | None) -> tuple[Any, list[str]]:
+def _runner(options: RunOptions, workers: int, server: fork_server.ForkServer | None) -> tuple[Any, list[str]]:
     if options.runner not in LOCAL_RUNNERS:
         return options.runner, []
     from beam_prep.runner import LocalRunner

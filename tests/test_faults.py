@@ -1,6 +1,5 @@
 """Disks, networks and machines that fail: the run goes on, or says clearly what failed and can be gone on with."""
 
-import contextlib
 import errno
 import gzip
 import json
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from faulty_files import SCHEME, Faults, faulty_calls, faulty_file_system
+from processes import command_line, descendants
 from small_job import CONFIG, contents, make_small, start, write_inputs
 
 from beam_prep import retries, storage
@@ -28,8 +28,6 @@ from beam_prep.errors import BeamPrepError
 from beam_prep.parquet import row_group_bytes
 from beam_prep.reading import read_unit
 from beam_prep.sources import match_source, split_source
-
-pytestmark = pytest.mark.usefixtures("no_report")
 
 SYNC = "write to the disk"
 """Of what cannot be done again: what the system could not write it has forgotten."""
@@ -479,16 +477,3 @@ def test_a_worker_that_is_killed_and_a_second_run(long_job: Path, tmp_path: Path
     assert "going on with it" in err
     assert (out / "_SUCCESS").exists()
     assert not (out / ".work").exists()
-
-
-def descendants(process: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        with contextlib.suppress(OSError):  # ended meanwhile
-            for child in map(int, (task / "children").read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
-def command_line(process: int) -> bytes:
-    return Path(f"/proc/{process}/cmdline").read_bytes()

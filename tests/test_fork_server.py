@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import children
 
 from beam_prep import fork_server
 from beam_prep.fork_server import ForkServer
@@ -24,14 +24,6 @@ pytestmark = pytest.mark.skipif(
 )
 NOBODY = {"CONTROL_API_SERVICE_DESCRIPTOR": 'url: "localhost:1"', "PIPELINE_OPTIONS": "{}"}
 """What makes a worker wait for a runner that is not there."""
-
-
-def children(process: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        with contextlib.suppress(OSError):
-            found += map(int, (task / "children").read_text().split())
-    return found
 
 
 def wait_for_children(process: int, count: int) -> list[int]:

@@ -28,7 +28,7 @@ def rows_of(units):
     return found
 
 
-ROWS = [{"text": f"row {n} \u2028 é" * (n % 7 + 1), "n": n, "list": [{"a": None}, {"a": n}]} for n in range(300)]
+ROWS = [{"text": f"row {n} \u2028 é" * (n % 7 + 1), "n": n, "list": [{"a": None}, {"a": n}]} for n in range(1000)]
 
 
 @pytest.mark.parametrize("group", [1, 7, 100, 5000])

@@ -467,6 +467,7 @@ class TestSameBytes:
         (tmp_path / "sitecustomize.py").write_text(SMALL)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
         out = start(CONFIG.replace("{folder}", str(inputs)), tmp_path / "out", workers=2)
+        assert len(shard_hashes(out)) > 1
         assert manifest_of(out) == manifest_of(base)
 
     def test_another_seed_is_another_order_of_the_same_documents(
@@ -735,7 +736,9 @@ class TestTokenizers:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qwen3: TokenizerSpec, reference: Reference
     ) -> None:
         hub = SimpleNamespace(from_pretrained=lambda name, **_: SimpleNamespace(backend_tokenizer=decoder(qwen3)))
-        monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoTokenizer=hub))  # seconds to import
+        import transformers
+
+        monkeypatch.setattr(transformers, "AutoTokenizer", hub)
         texts = ["some text <|endoftext|>", "and more"]
         out = start(one_source(tmp_path, texts), tmp_path / "out", tokenizer="somebody/model")
         described = manifest_of(out)["tokenizer"]

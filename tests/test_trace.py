@@ -249,7 +249,7 @@ def test_find_agrees_with_a_search_of_the_decoded_text(decoded):
     wanted = ["so on and", "漢字", "字 <", "<|im_end|>", "|im_", "<|endoftext|>", "9", "\n\nNum", " is 3?<|im_end|>\n"]
     for out, spans in decoded.items():
         manifest = read_manifest(out)
-        for _ in range(8):
+        for _ in range(12):
             own = numbers.choice(list(spans.values()))
             at = numbers.randrange(len(own))
             piece = own[at : at + numbers.randint(3, 30)]
